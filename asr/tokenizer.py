@@ -1,0 +1,91 @@
+"""Text to token ids and back: characters, or SentencePiece pieces. Decoding needs nothing but the list of tokens."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from asr.errors import ASRError
+
+BLANK = "<blank>"
+BOUNDARY = "▁"  # alone it is the space of a character model; in front of a piece it begins a word
+CHARACTERS = (BLANK, BOUNDARY, "'", *"abcdefghijklmnopqrstuvwxyz")
+TOKENS_FILE = "tokens.txt"
+PIECES_FILE = "sentencepiece.model"
+
+
+class Tokenizer:
+    """Token 0 is CTC's blank; `tokens` are those of the model's output, in order."""
+
+    def __init__(self, tokens: Iterable[str] = CHARACTERS, pieces: Path | None = None) -> None:
+        self.tokens = list(tokens)
+        self.unit = "characters" if pieces is None else "pieces"
+        self._pieces = pieces
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
+        if self.tokens[:1] != [BLANK] or len(self._ids) != len(self.tokens):
+            raise ASRError(f"the token list must begin with {BLANK} and hold no token twice; export the model again")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Tokenizer":
+        """The tokenizer of a model directory."""
+        directory = Path(directory)
+        try:
+            tokens = (directory / TOKENS_FILE).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            raise ASRError(
+                f"{directory} has no {TOKENS_FILE}, so it is no model directory; export the model again"
+            ) from None
+        pieces = directory / PIECES_FILE
+        return cls(tokens, pieces if pieces.exists() else None)
+
+    @classmethod
+    def train_pieces(cls, texts: Iterable[str], size: int, directory: str | Path) -> "Tokenizer":
+        """Trains unigram pieces (Kudo, 2018) on normalised texts and keeps the model in `directory`."""
+        import sentencepiece
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / PIECES_FILE
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(path.with_suffix("")),
+            vocab_size=size,
+            model_type="unigram",
+            character_coverage=1.0,
+            bos_id=-1,
+            eos_id=-1,
+            unk_id=0,
+            minloglevel=2,
+        )
+        path.with_suffix(".vocab").unlink()
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        return cls([BLANK, *(processor.id_to_piece(i) for i in range(1, processor.vocab_size()))], path)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the token list, and the SentencePiece model where there is one, into a model directory."""
+        directory = Path(directory)
+        (directory / TOKENS_FILE).write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
+        if self._pieces and self._pieces.resolve() != (directory / PIECES_FILE).resolve():
+            (directory / PIECES_FILE).write_bytes(self._pieces.read_bytes())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a normalised text; a character that the model lacks is an error."""
+        if self._pieces is None:
+            units = list(text.replace(" ", BOUNDARY))
+        else:
+            units = self._processor().encode(text, out_type=str)
+        try:
+            return [self._ids[unit] for unit in units]
+        except KeyError as missing:
+            raise ASRError(
+                f"{text!r} holds {missing}, which is not among the model's tokens; normalise it first"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids."""
+        return "".join(self.tokens[i] for i in ids).replace(BOUNDARY, " ").strip()
+
+    def _processor(self):  # type: ignore[no-untyped-def]
+        if not hasattr(self, "_loaded"):
+            import sentencepiece
+
+            self._loaded = sentencepiece.SentencePieceProcessor(model_file=str(self._pieces))
+        return self._loaded
