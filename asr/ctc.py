@@ -1,6 +1,7 @@
 """Connectionist temporal classification (Graves et al., 2006): loss, greedy collapse, forced alignment, word times."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,15 +31,15 @@ def ctc_loss(
 
 
 def collapse(best: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Best token of each frame, shape = (frames,), to the tokens left without repeats and blanks, and their first frames."""
-    best = np.asarray(best, dtype=np.int64)
-    starts = np.flatnonzero((best != BLANK_ID) & (np.diff(best, prepend=BLANK_ID) != 0))
-    return best[starts], starts
+    """Best token of each frame, shape = (frames,), to the tokens left and their first frames."""
+    best = np.array(best, np.int64)
+    starts = np.flatnonzero((best != BLANK_ID) & (np.diff(best, prepend=BLANK_ID) != 0)).astype(np.int64)
+    return best[starts].astype(np.int64), starts
 
 
 def frames_needed(tokens: list[int]) -> int:
     """The fewest frames that can spell `tokens`: one each, and a blank between equal neighbours."""
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Span:
 
 
 def align(log_probs: NDArray[np.float32], tokens: list[int]) -> list[Span]:
-    """The likeliest alignment of `tokens` to emissions, shape = (frames, vocabulary): Viterbi over blank-extended labels.
+    """The likeliest alignment of `tokens` to emissions, shape = (frames, vocabulary): Viterbi over labels and blanks.
 
     Raises ASRError where the text needs more frames than there are.
     """

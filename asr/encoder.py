@@ -1,11 +1,12 @@
-"""The acoustic encoder: causal convolutions that subsample by four, a stack of residual recurrent blocks, a linear output.
+"""The acoustic encoder: causal convolutions that subsample by four, residual recurrent blocks, a linear output.
 
     log-mel (batch, frames, n_mels) -> (batch, frames / 4, width) -> blocks -> logits (batch, frames / 4, vocabulary)
 
-A streaming encoder is a causal machine with a fixed delay: with a lookahead of L emission frames, the emission of frame t
-leaves at step t + L. `forward` runs that same machine over whole utterances, so training sees what streaming will do.
+A streaming encoder is a causal machine with a fixed delay: with a lookahead of L emission frames, the emission of frame
+t leaves at step t + L. `forward` runs that same machine over whole utterances: training sees what streaming will do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,16 +76,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x: shape = (batch, frames, width); state: (hidden,) or (hidden, cell), each (batch, hidden)."""
-        if state is None:
-            y, last = self.cell(self.norm(x))
-        else:
-            given = tuple(s.unsqueeze(0) for s in state)
-            y, last = self.cell(self.norm(x), given if len(given) == 2 else given[0])
+        given = None if state is None else tuple(s.unsqueeze(0) for s in state)
+        y, last = self.cell(self.norm(x), given[0] if given and len(given) == 1 else given)
         last = last if isinstance(last, tuple) else (last,)
         return x + self.dropout(self.project(y)), tuple(s[0] for s in last)
 
-    def forward_packed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """As forward, for whole utterances of different lengths read in both directions."""
+    def whole(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """As forward, for whole utterances; in both directions each is read from its own last frame."""
+        if not self.cell.bidirectional:
+            return self(x)[0]
         packed = nn.utils.rnn.pack_padded_sequence(self.norm(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
         y, _ = nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True, total_length=x.shape[1])
         return x + self.dropout(self.project(y))
@@ -93,6 +93,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Log-mel frames to CTC logits. `mean` and `std` are the training data's, per band, and part of the weights."""
 
+    blocks: Sequence[Block]
     mean: Tensor
     std: Tensor
 
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(config.n_mels, config.conv_channels, KERNEL, STRIDE)
         self.conv2 = nn.Conv1d(config.conv_channels, config.width, KERNEL, STRIDE)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))  # type: ignore[assignment]
         # Row convolution (Wang et al., 2016): each channel mixes its present with `lookahead` future frames.
         self.ahead = (
             nn.Conv1d(config.width, config.width, config.lookahead + 1, groups=config.width)
@@ -173,7 +174,7 @@ class Encoder(nn.Module):
         for i, block in enumerate(self.blocks):
             if i == len(self.blocks) // 2:
                 x, _ = self._look_ahead(x, start.ahead)
-            x = block.forward_packed(x, emission_lengths) if c.kind == "bidirectional" else block(x)[0]
+            x = block.whole(x, emission_lengths)
         logits = self.output(self.norm(x[:, c.lookahead :]))
         return logits.float().log_softmax(-1), emission_lengths
 

@@ -35,8 +35,8 @@ class FeatureConfig:
             )
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2:
             raise ASRError(
-                f"mel bands from {self.low_hz:g} to {self.high_hz:g} Hz do not fit below {self.sample_rate / 2:g} Hz, half "
-                "the sample rate; correct low_hz and high_hz in [features]"
+                f"mel bands from {self.low_hz:g} to {self.high_hz:g} Hz do not fit below "
+                f"{self.sample_rate / 2:g} Hz, half the sample rate; correct low_hz and high_hz in [features]"
             )
 
 
@@ -83,7 +83,7 @@ class LogMel:
         return np.zeros(0, np.float32)
 
     def step(self, samples: Samples, state: Samples) -> tuple[Frames, Samples]:
-        """Samples, shape = (n,), to the frames they complete, shape = (a multiple of BLOCK, n_mels), and the next state."""
+        """Samples, shape = (n,), to the frames they complete, shape = (k * BLOCK, n_mels), and the next state."""
         pending = np.concatenate((state, samples))
         blocks = self._complete_frames(len(pending)) // BLOCK
         frames = self._frames(pending, blocks * BLOCK)

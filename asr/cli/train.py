@@ -1,0 +1,40 @@
+"""`asr train`: trains an encoder as a recipe's configuration says."""
+
+import argparse
+import os
+from pathlib import Path
+
+HELP = "train a model as a recipe's configuration says"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's options."""
+    parser.add_argument("config", type=Path, help="a recipe's TOML file, such as recipes/starter/streaming.toml")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("ASR_SPEECH"), help="folder of the sources (default: $ASR_SPEECH)"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the run (default: exp/NAME)")
+    parser.add_argument("--init", type=Path, metavar="RUN", help="begin with the weights of this run or checkpoint")
+    parser.add_argument("--no-resume", action="store_true", help="begin afresh where --output holds a run")
+    parser.add_argument("--steps", type=int, help="stop after this many more steps; the schedule stays")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default: 1)")
+    parser.add_argument("--threads", type=int, help="threads of computation (default: all cores)")
+    parser.add_argument("--set", action="append", metavar="SECTION.NAME=VALUE", help="change a setting; repeatable")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains until the configured steps are done; interrupted, the same command goes on where it stopped."""
+    import torch
+
+    from asr.errors import ASRError
+    from asr.training.config import read_config
+    from asr.training.trainer import train
+
+    if args.data is None:
+        raise ASRError("no data folder is named; give --data FOLDER or set ASR_SPEECH")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = read_config(args.config, args.set)
+    output = args.output or Path("exp") / config.name
+    train(config, args.data, output, args.init, not args.no_resume, args.workers, args.steps)
+    return 0
