@@ -34,9 +34,10 @@ def perturb_speed(samples: Samples, sample_rate: int, factor: float) -> Samples:
 def add_noise(samples: Samples, snr_db: float, rng: np.random.Generator) -> Samples:
     """Adds Gaussian noise with a random spectral slope, white to brown, at `snr_db` below the signal's mean power."""
     slope = rng.uniform(0.0, 2.0)
-    spectrum = np.fft.rfft(rng.standard_normal(len(samples), dtype=np.float32))
+    size = 1 << (len(samples) - 1).bit_length()  # a fast length for the transform
+    spectrum = np.fft.rfft(rng.standard_normal(size, dtype=np.float32))
     spectrum *= np.maximum(np.arange(len(spectrum), dtype=np.float32), len(spectrum) / 160) ** np.float32(-slope / 2)
-    noise = np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+    noise = np.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
     power = float(np.mean(samples**2)) / max(float(np.mean(noise**2)), 1e-20)
     return samples + noise * np.float32((power / 10 ** (snr_db / 10)) ** 0.5)
 
