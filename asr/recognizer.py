@@ -1,0 +1,255 @@
+"""Samples in, words out: a stream that gives partial and final hypotheses, and whole recordings on the same road.
+
+    samples -> resampler -> log-mel -> encoder -> decoder -> endpointing -> hypotheses
+
+The encoder always runs on chunks of the model's own length, and everything after it is decided once per chunk: text,
+times and confidence are the same however the samples are cut.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from asr.audio import Resampler, as_mono_float32, check_rate, read_blocks
+from asr.decoding import Decoder
+from asr.decoding.beam import BeamConfig, BeamSearch
+from asr.decoding.greedy import Greedy
+from asr.decoding.lm import NgramModel
+from asr.errors import ASRError
+from asr.features import LogMel, Samples
+from asr.runtime import CONFIG_FILE, LANGUAGE_MODEL_FILE, Model
+from asr.segmenter import EndpointRules, Hypothesis, LogProbs, Segmenter
+from asr.transcript import Seconds, Segment, Transcript
+
+BLOCK_SECONDS = 10.0  # of a recording that is in memory at once
+
+DECODERS = ("auto", "beam", "greedy")
+
+
+class Recognizer:
+    """A model with its decoder. Any number of streams, in any threads, may run at the same time."""
+
+    def __init__(self, model: Model, decoder: Decoder, rules: EndpointRules | None = None) -> None:
+        self.model = model
+        self.decoder = decoder
+        self.rules = rules or EndpointRules()
+
+    def stream(self, sample_rate: float = 16_000, *, rules: EndpointRules | None = None) -> "Stream":
+        """A stream of samples at `sample_rate` Hz, which is resampled where the model wants another rate."""
+        return Stream(self.model, self.decoder, rules or self.rules, sample_rate)
+
+    def transcribe(
+        self,
+        audio: str | os.PathLike[str] | ArrayLike,
+        sample_rate: float | None = None,
+        *,
+        progress: Callable[[Seconds], None] | None = None,
+    ) -> Transcript:
+        """Everything said in a recording.
+
+        audio: a path, "-" for raw 16-bit mono samples on standard input, or an array as `Stream.accept` takes it.
+        sample_rate: of an array (default: the model's) or of standard input, Hz. progress: called with the seconds of
+        audio done. Raises ASRError where the audio cannot be read.
+        """
+        done: Seconds = 0.0
+
+        def note(seconds: Seconds) -> None:
+            nonlocal done
+            done = seconds
+            if progress:
+                progress(seconds)
+
+        segments = tuple(self.segments(audio, sample_rate, progress=note))
+        return Transcript(segments, done)
+
+    def segments(
+        self,
+        audio: str | os.PathLike[str] | ArrayLike,
+        sample_rate: float | None = None,
+        *,
+        progress: Callable[[Seconds], None] | None = None,
+    ) -> Iterator[Segment]:
+        """The segments of `transcribe`, each as soon as it is final.
+
+        Of a damaged recording, those before the damage are given, then ASRError is raised.
+        """
+        rate: float = self.model.config.features.sample_rate
+        blocks: Iterable[Samples]
+        if isinstance(audio, str | os.PathLike):
+            blocks = read_blocks(audio, sample_rate, rate, BLOCK_SECONDS)
+        else:
+            rate = rate if sample_rate is None else check_rate(sample_rate)
+            blocks = _blocks(as_mono_float32(audio), int(BLOCK_SECONDS * rate))
+        stream = self.stream(rate)
+        failure: ASRError | None = None
+        samples = 0
+        try:
+            for block in blocks:
+                yield from (hypothesis.segment for hypothesis in stream.accept(block) if hypothesis.is_final)
+                samples += len(block)
+                if progress:
+                    progress(samples / rate)
+        except ASRError as error:
+            failure = error
+        yield from (hypothesis.segment for hypothesis in stream.finish())
+        if failure:
+            raise failure
+
+
+class Stream:
+    """One speaker's samples as they come; made by `Recognizer.stream`, used by one thread at a time."""
+
+    def __init__(self, model: Model, decoder: Decoder, rules: EndpointRules, sample_rate: float) -> None:
+        features = model.config.features
+        self.sample_rate = check_rate(sample_rate)
+        self._resampler = Resampler(self.sample_rate, features.sample_rate)
+        self._front = _FrontEnd(model)
+        self._segmenter = Segmenter(model, decoder, rules)
+        self._shown = ""  # text of the last partial hypothesis
+        self._finished = False
+
+    def accept(self, samples: ArrayLike) -> list[Hypothesis]:
+        """Any number of samples to the final hypotheses they bring, then the partial one where its text is new.
+
+        samples: shape = (n,) or (n, channels); floats within -1 and 1, or int16, int32 or uint8 at full scale. Raises
+        ASRError for other types, for NaN or infinite samples (the stream is as before and may go on), and after
+        `finish`.
+        """
+        if self._finished:
+            raise ASRError("this stream is finished and takes no more samples; begin another with Recognizer.stream()")
+        if np.size(samples) == 0:
+            return []
+        finals = self._advance(self._resampler.step(as_mono_float32(samples)))
+        partial = self._segmenter.partial()
+        before, self._shown = self._shown, partial.text if partial else ""
+        return [*finals, partial] if partial and partial.text != before else finals
+
+    def finish(self) -> list[Hypothesis]:
+        """The last final hypotheses, none where nothing is open. The stream takes no more samples."""
+        if self._finished:
+            return []
+        self._finished = True
+        finals = self._advance(self._resampler.flush())
+        if self._front.seconds == 0:
+            return []
+        self._segmenter.duration = self._front.seconds
+        silence = self._front.tail(self._segmenter.rules.tail_seconds)
+        return finals + self._advance(silence, last=True) + self._segmenter.flush()
+
+    def _advance(self, samples: Samples, last: bool = False) -> list[Hypothesis]:
+        emissions = self._front.step(samples, last)
+        return [final for log_probs in emissions for final in self._segmenter.step(log_probs)]
+
+
+class _FrontEnd:
+    """Samples at the model's rate, however cut, to emissions chunk by chunk."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._config = model.config
+        self._log_mel = LogMel(model.config.features)
+        self._samples = self._log_mel.start()
+        self._frames = [np.zeros((0, model.config.features.n_mels), np.float32)]
+        self._state = model.start()
+        self._early = model.config.lookahead  # emissions still to come that are not of this audio
+        self._count = 0
+
+    @property
+    def seconds(self) -> Seconds:
+        """Of all samples so far."""
+        return self._count / self._config.features.sample_rate
+
+    def tail(self, seconds: Seconds) -> Samples:
+        """Silence after which the emissions of all samples, and of `seconds` more, are out."""
+        features = self._config.features
+        late = self._config.chunk_frames + self._config.lookahead * self._config.subsampling
+        frames = late if self._config.streaming else 0
+        return np.zeros(round(seconds * features.sample_rate) + frames * features.hop + features.window, np.float32)
+
+    def step(self, samples: Samples, last: bool = False) -> Iterator[LogProbs]:
+        """Log-probabilities, shape = (emissions, vocabulary), of each chunk that is complete.
+
+        A bidirectional model gives those of all chunks with the `last` samples.
+        """
+        self._count += len(samples)
+        frames, self._samples = self._log_mel.step(samples, self._samples)
+        self._frames.append(frames)
+        if self._config.streaming:
+            yield from self._chunks()
+        elif last:
+            log_probs, _ = self._model.step(np.concatenate(self._frames)[None], {})
+            yield from np.split(log_probs[0], range(self._chunk_emissions, log_probs.shape[1], self._chunk_emissions))
+
+    def _chunks(self) -> Iterator[LogProbs]:
+        length = self._config.chunk_frames
+        frames = np.concatenate(self._frames)
+        whole = len(frames) // length * length
+        self._frames = [frames[whole:].copy()]
+        for begin in range(0, whole, length):
+            log_probs, self._state = self._model.step(frames[None, begin : begin + length], self._state)
+            dropped = min(self._early, log_probs.shape[1])
+            self._early -= dropped
+            yield log_probs[0, dropped:]
+
+    @property
+    def _chunk_emissions(self) -> int:
+        return self._config.chunk_frames // self._config.subsampling
+
+
+def load(
+    name_or_dir: str | os.PathLike[str] = "en",
+    *,
+    decoder: str = "auto",
+    threads: int = 1,
+    precision: str = "auto",
+    rules: EndpointRules | None = None,
+) -> Recognizer:
+    """A recogniser from a bundled model's name or a model directory.
+
+    decoder: "beam", "greedy", or "auto": beam where the model has a language model. threads: of one stream's encoder.
+    precision: "int8", "fp32", or "auto", which prefers int8. rules: when hypotheses become final. Raises ASRError where
+    there is no such model or it cannot be read.
+    """
+    if decoder not in DECODERS:
+        raise ASRError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
+    model = Model.load(find_model(name_or_dir), threads=threads, precision=precision)
+    return Recognizer(model, _decoder(model, decoder), rules)
+
+
+def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
+    """The directory of a model: one that exists, or that of a bundled model; ASRError where there is neither."""
+    directory = Path(name_or_dir)
+    if (directory / CONFIG_FILE).is_file():
+        return directory
+    package = Path(__file__).parent
+    bundled = {
+        path.parent.name: path.parent
+        for place in (package.parent / "pretrained", package / "pretrained")
+        for path in place.glob(f"*/{CONFIG_FILE}")
+    }
+    if str(name_or_dir) in bundled:
+        return bundled[str(name_or_dir)]
+    if directory.is_dir():
+        return directory  # which Model.load will describe
+    names = ", ".join(sorted(bundled)) or "none"
+    raise ASRError(f"there is no model {str(name_or_dir)!r}; name a model directory or a bundled model: {names}")
+
+
+def _blocks(samples: Samples, length: int) -> Iterator[Samples]:
+    return (samples[begin : begin + length] for begin in range(0, len(samples), length))
+
+
+def _decoder(model: Model, kind: str) -> Decoder:
+    language_model = model.directory / LANGUAGE_MODEL_FILE
+    if kind == "greedy" or (kind == "auto" and not language_model.is_file()):
+        return Greedy()
+    try:
+        config = BeamConfig(**model.config.decoder)
+    except TypeError as error:
+        raise ASRError(f"{model.directory / CONFIG_FILE} has unknown decoder weights: {error}; update asr") from None
+    if not language_model.is_file():
+        return BeamSearch(config)
+    return BeamSearch.with_language_model(NgramModel.load(language_model), model.tokenizer.tokens, config)

@@ -1,0 +1,171 @@
+"""Emissions in, hypotheses out: the open segment is decoded, and ended where the speaker pauses."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.ctc import BLANK_ID
+from asr.decoding import Decoder
+from asr.decoding import Path as TokenPath
+from asr.errors import ASRError
+from asr.runtime import Model
+from asr.tokenizer import BOUNDARY
+from asr.transcript import Seconds, Segment, Word
+
+LogProbs = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EndpointRules:
+    """When a hypothesis is final; every silence is counted from the last token decoded."""
+
+    silence_seconds: Seconds = 0.8  # of silence after words end the segment
+    max_seconds: Seconds = 20.0  # of segment; a longer one is cut between two words
+    cut_seconds: Seconds = 6.0  # at the end of a long segment, searched for the longest pause to cut it in
+    idle_seconds: Seconds = 4.0  # without a word: the decoder starts afresh, so that it never grows
+    tail_seconds: Seconds = 0.5  # of silence fed at the end of the stream, so that the last tokens come out
+
+    def __post_init__(self) -> None:
+        if not (0 < self.silence_seconds < self.max_seconds and 0 < self.cut_seconds <= self.max_seconds):
+            raise ASRError(
+                f"endpoint rules have {self.silence_seconds:g} s of silence, {self.max_seconds:g} s of segment and "
+                f"{self.cut_seconds:g} s of cut; silence must be above 0 and below the segment, cut no longer than it"
+            )
+        if self.idle_seconds <= 0 or self.tail_seconds < 0:
+            raise ASRError(
+                f"endpoint rules have {self.idle_seconds:g} s of idling and {self.tail_seconds:g} s of tail; idling "
+                "must be above 0 and the tail not below 0"
+            )
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a stream has understood: a partial one may still change, a final one is a whole segment and stays.
+
+    `start` and `end` are seconds from the start of the stream, those of the first and the last word.
+    """
+
+    text: str
+    is_final: bool
+    start: Seconds
+    end: Seconds
+    words: tuple[Word, ...]
+
+    @property
+    def segment(self) -> Segment:
+        """The segment of these words, of which there must be one at least."""
+        return Segment.of(self.words)
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """A word with its first and last emission, counted from the start of its segment."""
+
+    text: str
+    first: int
+    last: int
+    confidence: float
+
+
+class Segmenter:
+    """Emissions to hypotheses: decodes the open segment and decides, once a chunk, whether it ends."""
+
+    _state: Any  # the decoder's
+
+    def __init__(self, model: Model, decoder: Decoder, rules: EndpointRules) -> None:
+        self.rules = rules
+        self.duration: Seconds = math.inf  # of the stream, known when it has ended
+        self._decoder = decoder
+        self._tokens = model.tokenizer.tokens
+        self._delay = model.config.delay_seconds
+        self._emission_seconds = model.config.emission_seconds
+        self._silence, self._idle, self._longest, self._recent = (
+            max(1, round(seconds / self._emission_seconds))
+            for seconds in (rules.silence_seconds, rules.idle_seconds, rules.max_seconds, rules.cut_seconds)
+        )  # emissions
+        self._begin = 0  # emission of the stream at which the segment begins
+        self._spoken_until: Seconds = 0.0  # end of the last final word
+        self._restart(np.zeros((0, len(self._tokens)), np.float32))
+
+    def step(self, log_probs: LogProbs) -> list[Hypothesis]:
+        """Emissions of one chunk, shape = (emissions, vocabulary), to the final hypothesis they complete, if any."""
+        self._log_probs.append(log_probs)
+        self._length += len(log_probs)
+        self._state = self._decoder.step(log_probs, self._state)
+        path = self._path = self._decoder.best(self._state)[0]
+        spoken = int(path.frames[-1]) + 1 if len(path.frames) else 0
+        if self._length - spoken >= (self._silence if spoken else self._idle):
+            return self.flush()
+        if self._length >= self._longest:
+            return self._cut(self._words(path))
+        return []
+
+    def partial(self) -> Hypothesis | None:
+        """The words of the open segment so far."""
+        return self._hypothesis(self._words(self._path), is_final=False)
+
+    def flush(self) -> list[Hypothesis]:
+        """Ends the open segment: its words, if there are any."""
+        return self._close(self._words(self._path), self._length)
+
+    def _cut(self, words: list[_Spoken]) -> list[Hypothesis]:
+        """Ends a long segment in its longest late pause; what follows the pause begins the next one."""
+        earliest = self._length - self._recent
+        pauses = [
+            (after.first - before.last, i)
+            for i, (before, after) in enumerate(pairwise(words), 1)
+            if before.last >= earliest
+        ]
+        if not pauses:
+            return self._close(words, self._length)
+        _, i = max(pauses)
+        pause = slice(words[i - 1].last + 1, words[i].first + 1)
+        blank = np.concatenate(self._log_probs)[pause, BLANK_ID]
+        return self._close(words[:i], pause.start + int(blank.argmax()))
+
+    def _close(self, words: list[_Spoken], at: int) -> list[Hypothesis]:
+        """Makes `words` final and goes on from emission `at` of the segment."""
+        final = self._hypothesis(words, is_final=True)
+        self._spoken_until = final.end if final else self._spoken_until
+        self._begin += at
+        self._restart(np.concatenate(self._log_probs)[at:])
+        return [final] if final else []
+
+    def _restart(self, log_probs: LogProbs) -> None:
+        self._log_probs = [log_probs]  # of the open segment
+        self._length = len(log_probs)
+        self._state = self._decoder.step(log_probs, self._decoder.start())
+        self._path = self._decoder.best(self._state)[0]
+
+    def _words(self, path: TokenPath) -> list[_Spoken]:
+        """Tokens gathered into words, each with the geometric mean of its tokens' probabilities."""
+        texts = [self._tokens[token] for token in path.tokens]
+        begins = [i for i, text in enumerate(texts) if i == 0 or text.startswith(BOUNDARY)]
+        words = []
+        for begin, end in pairwise([*begins, len(texts)]):
+            if texts[begin] == BOUNDARY:
+                begin += 1
+            text = "".join(texts[begin:end]).removeprefix(BOUNDARY)
+            if text:
+                confidence = math.exp(path.log_probs[begin:end].mean())
+                words.append(_Spoken(text, int(path.frames[begin]), int(path.frames[end - 1]), min(confidence, 1.0)))
+        return words
+
+    def _hypothesis(self, spoken: list[_Spoken], is_final: bool) -> Hypothesis | None:
+        """Words with times in the stream: in order, not before those already final, not after the end."""
+        words = []
+        until = self._spoken_until
+        for word in spoken:
+            start = min(max(self._seconds(word.first), until), self.duration)
+            until = min(max(self._seconds(word.last + 1), start), self.duration)
+            words.append(Word(word.text, start, until, word.confidence))
+        if not words:
+            return None
+        return Hypothesis(" ".join(w.text for w in words), is_final, words[0].start, until, tuple(words))
+
+    def _seconds(self, emission: int) -> Seconds:
+        return (self._begin + emission) * self._emission_seconds - self._delay
