@@ -1,0 +1,46 @@
+"""From emissions to token sequences: greedy search, prefix beam search, language model."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Path:
+    """One hypothesis.
+
+    tokens, frames, log_probs: shape = (tokens,); a frame is that of the token's first emission on the likeliest
+    alignment, counted from the start of the decoder, and a log-probability is the token's at that frame (acoustic,
+    nats); score: nats, higher is better, acoustic and language model together.
+    """
+
+    tokens: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    log_probs: NDArray[np.float64]
+    score: float
+
+
+class Decoder(Protocol):
+    """A search over emissions that takes them in pieces of any size.
+
+    States are never changed in place: a caller may keep one and go on from it twice. How the emissions are cut into
+    pieces does not change the result by a single bit.
+    """
+
+    def start(self) -> Any:
+        """State before the first frame."""
+        ...
+
+    def step(self, log_probs: NDArray[np.float32], state: Any) -> Any:
+        """State after the next emissions, natural-log probabilities of shape = (frames, tokens)."""
+        ...
+
+    def best(self, state: Any, n: int = 1) -> list[Path]:
+        """The n best hypotheses, best first, as if the audio ended here; at least one, perhaps fewer than n."""
+        ...
+
+    def stable(self, state: Any) -> int:
+        """How many leading tokens no later emission can change."""
+        ...

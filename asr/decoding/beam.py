@@ -1,0 +1,370 @@
+"""CTC prefix beam search (Graves, 2012; Hannun et al., 2014) over all hypotheses and tokens of a frame at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.ctc import BLANK_ID
+from asr.decoding import Path
+from asr.decoding.fusion import Scorer, WordScorer
+from asr.decoding.lm import NgramModel
+from asr.errors import ASRError
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float64]
+Keys = NDArray[np.uint64]
+
+SETTLE_EVERY = 64  # frames between two times at which what is old is settled and the trace compacted
+NOTHING = -np.inf
+
+
+@dataclass(frozen=True)
+class BeamConfig:
+    """Width of the search and weights of the language model; nats are natural-log units of probability."""
+
+    beam: int = 32  # hypotheses kept after a frame, at most
+    beam_threshold: float = 12.0  # nats behind the best hypothesis at which another one is dropped
+    tokens: int = 12  # tokens tried in a frame, at most, besides the blank
+    token_threshold: float = 7.0  # nats behind the best token of a frame at which another one is not tried
+    horizon: int = 128  # frames after which a token is settled as the best hypothesis has it, others are dropped
+    lm_weight: float = 0.5  # factor on the language model's log-probabilities
+    word_bonus: float = 0.5  # nats for every word, against the model's liking for few words
+    oov_penalty: float = 5.0  # nats against every word outside the vocabulary
+
+    def __post_init__(self) -> None:
+        for name, low in (("beam", 1), ("tokens", 1), ("beam_threshold", 0), ("token_threshold", 0), ("horizon", 1)):
+            value = getattr(self, name)
+            if not value >= low:
+                raise ASRError(f"the decoder's {name} is {value}; it must be {low} or more")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """First emissions of tokens, linked backwards to the one before; entry -1 is the committed past."""
+
+    parent: Ids
+    token: Ids
+    frame: Ids
+    log_prob: Scores
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def __getitem__(self, index: Ids) -> "Trace":
+        return Trace(self.parent[index], self.token[index], self.frame[index], self.log_prob[index])
+
+    @classmethod
+    def join(cls, traces: Sequence["Trace"]) -> "Trace":
+        """The entries of all traces in one."""
+        return cls(
+            np.concatenate([t.parent for t in traces]),
+            np.concatenate([t.token for t in traces]),
+            np.concatenate([t.frame for t in traces]),
+            np.concatenate([t.log_prob for t in traces]),
+        )
+
+
+EMPTY_TRACE = Trace(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """The live prefixes, one per row; all shapes = (n,) but that of scorer, (n, fields).
+
+    A prefix is told from others by a 64-bit hash. Keys are mixed well enough to count as random: of n live prefixes two
+    share one with probability n^2 / 2^65, which is one frame in 10^16 for 32 of them.
+    """
+
+    key: Keys
+    parent_key: Keys  # key of the prefix without its last token
+    last: Ids  # last token, blank for the empty prefix
+    blank: Scores  # log-probability of all alignments that end in a blank
+    label: Scores  # the same for those that end in the last token
+    fused: Scores  # what the scorer has added
+    scorer: Ids
+    best_blank: Scores  # log-probability of the likeliest alignment that ends in a blank
+    best_label: Scores
+    head_blank: Ids  # trace entry of the last token in that alignment
+    head_label: Ids
+
+    def __getitem__(self, rows: Ids) -> "Hypotheses":
+        return Hypotheses(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def heads(self) -> Ids:
+        """Trace entry of the last token in the likeliest alignment of each prefix."""
+        return np.where(self.best_label > self.best_blank, self.head_label, self.head_blank)
+
+
+@dataclass(frozen=True)
+class BeamState:
+    """Everything the search remembers; nothing in it is changed in place.
+
+    Only `committed`, the tokens and times that are settled for good, grows with the length of the audio.
+    """
+
+    frame: int  # frames decoded
+    hypotheses: Hypotheses
+    trace: Trace
+    committed: Trace
+
+
+class BeamSearch:
+    """Prefix beam search; a scorer, if given, adds its scores to the acoustic ones.
+
+    Two cuts are made per frame: tokens far behind the best token are not tried (token_threshold), and hypotheses far
+    behind the best one or beyond the width are dropped (beam_threshold, beam). A frame whose only promising token is
+    the blank, the most common kind, costs next to nothing; each token that it leaves untried is less probable than the
+    blank by a factor of at least exp(token_threshold).
+    """
+
+    def __init__(self, config: BeamConfig | None = None, scorer: Scorer | None = None) -> None:
+        self.config = config or BeamConfig()
+        self.scorer = scorer
+
+    @classmethod
+    def with_language_model(
+        cls, lm: NgramModel, tokens: Sequence[str], config: BeamConfig | None = None
+    ) -> "BeamSearch":
+        """A search over a model's tokens with a word n-gram model."""
+        config = config or BeamConfig()
+        return cls(config, WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty))
+
+    def start(self) -> BeamState:
+        """State before the first frame: the empty prefix."""
+        zero, never = np.zeros(1), np.full(1, NOTHING)
+        none = np.full(1, -1)
+        scorer = self.scorer.start()[None] if self.scorer else np.zeros((1, 0), np.int64)
+        key, parent_key = np.ones(1, np.uint64), np.zeros(1, np.uint64)
+        empty = Hypotheses(key, parent_key, np.zeros(1, np.int64), zero, never, zero, scorer, zero, never, none, none)
+        return BeamState(0, empty, EMPTY_TRACE, EMPTY_TRACE)
+
+    def step(self, log_probs: NDArray[np.float32], state: BeamState) -> BeamState:
+        """State after the next emissions, natural-log probabilities of shape = (frames, tokens)."""
+        begin = 0
+        while begin < len(log_probs):
+            end = begin + SETTLE_EVERY - state.frame % SETTLE_EVERY
+            state = self._block(log_probs[begin:end].astype(np.float64), state)
+            if state.frame % SETTLE_EVERY == 0:
+                state = _compact(self._settle(state))
+            begin = end
+        return state
+
+    def best(self, state: BeamState, n: int = 1) -> list[Path]:
+        """The n best hypotheses, best first, as if the audio and the last word ended here; the state stays as it is."""
+        scores = self._final_scores(state.hypotheses)
+        chosen = np.argsort(-scores, kind="stable")[:n]
+        entries = _follow(state.trace, state.hypotheses.heads()[chosen])
+        paths = []
+        for row, score in zip(entries, scores[chosen], strict=True):
+            path = Trace.join([state.committed, state.trace[row[row >= 0]]])
+            paths.append(Path(path.token, path.frame, path.log_prob, float(score)))
+        return paths
+
+    def stable(self, state: BeamState) -> int:
+        """How many leading tokens all live hypotheses share; no later emission can change these."""
+        entries = _follow(state.trace, state.hypotheses.heads())
+        if entries.shape[1] == 0:
+            return len(state.committed)
+        tokens = np.where(entries >= 0, state.trace.token[entries], -1)
+        counts = (entries >= 0).sum(axis=1)
+        rows = [row[row >= 0] for row in tokens]
+        shortest = int(counts.min())
+        heads = np.array([row[:shortest] for row in rows])
+        agree = (heads == heads[0]).all(axis=0)
+        return len(state.committed) + int(np.logical_and.accumulate(agree).sum())
+
+    def _final_scores(self, hypotheses: Hypotheses) -> Scores:
+        scores = np.logaddexp(hypotheses.blank, hypotheses.label) + hypotheses.fused
+        return scores + self.scorer.final(hypotheses.scorer) if self.scorer else scores
+
+    def _block(self, log_probs: Scores, state: BeamState) -> BeamState:
+        tried = self._tokens_to_try(log_probs)
+        hypotheses, traces, size = state.hypotheses, [state.trace], len(state.trace)
+        for t, emission in enumerate(log_probs):
+            tokens = np.flatnonzero(tried[t])
+            if len(tokens):
+                hypotheses, new = self._advance(hypotheses, emission, tokens, state.frame + t, size)
+                traces.append(new)
+                size += len(new)
+            else:
+                hypotheses = _stay(hypotheses, emission)
+        return BeamState(state.frame + len(log_probs), hypotheses, Trace.join(traces), state.committed)
+
+    def _settle(self, state: BeamState) -> BeamState:
+        """Drops hypotheses that differ from the best one in a token older than the horizon.
+
+        Two prefixes that differ in one old token keep their distance for ever, because both go on alike: without this,
+        near-ties from long ago would fill the beam and nothing would ever be committed.
+        """
+        hypotheses, trace = state.hypotheses, state.trace
+        best = int(np.argmax(self._final_scores(hypotheses)))
+        chain = _follow(trace, hypotheses.heads()[best : best + 1])[0]
+        settled = chain[trace.frame[chain] < state.frame - self.config.horizon]
+        if len(settled) == 0:
+            return state
+        heads = np.concatenate([hypotheses.head_blank, hypotheses.head_label])
+        chains = _follow(trace, heads)
+        lengths = (chains >= 0).sum(axis=1)
+        first = chains.shape[1] - lengths  # column of the oldest entry of each path
+        long_enough = np.flatnonzero(lengths >= len(settled))
+        start = chains[long_enough[:, None], first[long_enough, None] + np.arange(len(settled))]
+        same = np.zeros(len(heads), bool)
+        same[long_enough] = (trace.token[start] == trace.token[settled]).all(axis=1)
+
+        # Paths that agree in tokens may do so at other frames: all now take the times of the best one.
+        parent = trace.parent.copy()
+        longer = np.flatnonzero(same & (lengths > len(settled)))
+        following = chains[longer, first[longer] + len(settled)]
+        in_order = trace.frame[following] > trace.frame[settled[-1]]
+        same[longer[~in_order]] = False  # it has one more token older than the horizon than the best one
+        parent[following[in_order]] = settled[-1]
+        head_blank, head_label = np.where(same & (lengths == len(settled)), settled[-1], heads).reshape(2, -1)
+        kept = np.flatnonzero(same[: len(head_blank)])
+        hypotheses = replace(hypotheses, head_blank=head_blank, head_label=head_label)
+        return replace(state, hypotheses=hypotheses[kept], trace=replace(trace, parent=parent))
+
+    def _tokens_to_try(self, log_probs: Scores) -> NDArray[np.bool_]:
+        """Which tokens other than the blank each frame tries, shape = (frames, tokens)."""
+        best = log_probs.max(axis=1, keepdims=True)
+        tried = np.asarray(log_probs >= best - self.config.token_threshold)
+        tried[:, BLANK_ID] = False
+        for t in np.flatnonzero(tried.sum(axis=1) > self.config.tokens):
+            ranked = np.argsort(-np.where(tried[t], log_probs[t], NOTHING), kind="stable")
+            tried[t, ranked[self.config.tokens :]] = False
+        return tried
+
+    def _advance(
+        self, old: Hypotheses, emission: Scores, tokens: Ids, frame: int, trace_size: int
+    ) -> tuple[Hypotheses, Trace]:
+        """One frame: every hypothesis stays or takes one of `tokens`; the best of all those live on."""
+        stayed = _stay(old, emission)
+        n, k = len(old.last), len(tokens)
+
+        # Extensions, shape = (n, k). After its own last token a hypothesis needs a blank before the same token again.
+        repeats = tokens == old.last[:, None]
+        step = emission[tokens]
+        extended = np.where(repeats, old.blank[:, None], np.logaddexp(old.blank, old.label)[:, None]) + step
+        best = np.where(repeats, old.best_blank[:, None], np.maximum(old.best_blank, old.best_label)[:, None]) + step
+        head = np.where(repeats, old.head_blank[:, None], old.heads()[:, None])
+
+        # An extension that spells another live hypothesis joins it.
+        column = np.full(len(emission), -1)
+        column[tokens] = np.arange(k)
+        child, parent = np.nonzero(old.parent_key[:, None] == old.key)
+        at = column[old.last[child]]
+        child, parent, at = child[at >= 0], parent[at >= 0], at[at >= 0]
+        stayed.label[child] = np.logaddexp(stayed.label[child], extended[parent, at])
+        extended[parent, at] = NOTHING
+        better = best[parent, at] > stayed.best_label[child]
+        child, parent, at = child[better], parent[better], at[better]
+        stayed.best_label[child] = best[parent, at]
+        stayed.head_label[child] = trace_size + np.arange(len(child))
+        joined = Trace(head[parent, at], tokens[at], np.full(len(child), frame), step[at])
+
+        # Scores of all candidates; those of extensions that joined another are NOTHING.
+        row, at = np.nonzero(extended > NOTHING)
+        fused, scorer = old.fused[row], old.scorer[row]
+        if self.scorer:
+            added, scorer = self.scorer.extend(scorer, tokens[at])
+            fused = fused + added
+        acoustic = extended[row, at]
+        scores = np.concatenate([np.logaddexp(stayed.blank, stayed.label) + stayed.fused, acoustic + fused])
+        chosen = np.flatnonzero(scores >= scores.max() - self.config.beam_threshold)
+        if len(chosen) > self.config.beam:
+            chosen = chosen[np.argsort(-scores[chosen], kind="stable")[: self.config.beam]]
+        keep, new = chosen[chosen < n], chosen[chosen >= n] - n
+
+        row, at = row[new], at[new]
+        token, head = tokens[at], head[row, at]
+        heads = trace_size + len(joined) + np.arange(len(new))
+        never = np.full(len(new), NOTHING)
+        hypotheses = Hypotheses(
+            key=np.concatenate([old.key[keep], _extend_key(old.key[row], token)]),
+            parent_key=np.concatenate([old.parent_key[keep], old.key[row]]),
+            last=np.concatenate([old.last[keep], token]),
+            blank=np.concatenate([stayed.blank[keep], never]),
+            label=np.concatenate([stayed.label[keep], acoustic[new]]),
+            fused=np.concatenate([old.fused[keep], fused[new]]),
+            scorer=np.concatenate([old.scorer[keep], scorer[new]]),
+            best_blank=np.concatenate([stayed.best_blank[keep], never]),
+            best_label=np.concatenate([stayed.best_label[keep], best[row, at]]),
+            head_blank=np.concatenate([stayed.head_blank[keep], heads]),
+            head_label=np.concatenate([stayed.head_label[keep], heads]),
+        )
+        return hypotheses, Trace.join([joined, Trace(head, token, np.full(len(new), frame), step[at])])
+
+
+def _stay(old: Hypotheses, emission: Scores) -> Hypotheses:
+    """Every hypothesis takes a blank or its last token once more; fresh arrays where values change."""
+    blank, again = emission[BLANK_ID], emission[old.last]
+    return replace(
+        old,
+        blank=np.logaddexp(old.blank, old.label) + blank,
+        label=old.label + again,
+        best_blank=np.maximum(old.best_blank, old.best_label) + blank,
+        best_label=old.best_label + again,
+        head_blank=old.heads(),
+        head_label=old.head_label.copy(),
+    )
+
+
+def _extend_key(key: Keys, token: Ids) -> Keys:
+    """Hash of a prefix from that of its parent and its last token; mixed as in SplitMix64 (Steele et al., 2014)."""
+    z = key + (token.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _follow(trace: Trace, heads: Ids) -> Ids:
+    """Trace entries of each path, oldest first, shape = (n, longest); -1 fills the front of shorter ones."""
+    columns = []
+    while (heads >= 0).any():
+        columns.append(heads)
+        heads = np.where(heads >= 0, trace.parent[heads], -1)
+    return np.stack(columns[::-1], axis=1) if columns else np.zeros((len(heads), 0), np.int64)
+
+
+def _compact(state: BeamState) -> BeamState:
+    """Forgets trace entries that no hypothesis needs, and commits those that all of them share."""
+    trace, hypotheses = state.trace, state.hypotheses
+    heads = np.concatenate([hypotheses.head_blank, hypotheses.head_label])
+    parents = trace.parent.tolist()
+    needed = [False] * len(parents)
+    onward = [0] * (len(parents) + 1)  # paths that part or end after each entry; the last one is entry -1
+    for head in set(heads.tolist()):
+        onward[head] = 2  # a path may end here, so the shared part ends here too
+        if head >= 0:
+            needed[head] = True
+    only: dict[int, int] = {}  # what follows an entry that has one way on
+    for entry in range(len(parents) - 1, -1, -1):
+        if needed[entry]:
+            parent = parents[entry]
+            onward[parent] += 1
+            only[parent] = entry
+            if parent >= 0:
+                needed[parent] = True
+
+    shared: list[int] = []
+    entry = -1
+    while onward[entry] == 1:
+        entry = only[entry]
+        shared.append(entry)
+        needed[entry] = False
+
+    kept = np.flatnonzero(needed)
+    new_index = np.full(len(trace) + 1, -1)  # the last one is that of entry -1
+    new_index[kept] = np.arange(len(kept))
+    left = trace[kept]
+    return BeamState(
+        state.frame,
+        replace(
+            hypotheses,
+            head_blank=new_index[hypotheses.head_blank],
+            head_label=new_index[hypotheses.head_label],
+        ),
+        replace(left, parent=new_index[left.parent]),
+        Trace.join([state.committed, trace[np.array(shared, np.int64)]]),
+    )

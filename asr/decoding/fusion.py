@@ -1,0 +1,150 @@
+"""Scores that join the acoustic ones in a search: words of an n-gram model, looked ahead through a letter tree."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.ctc import BLANK_ID
+from asr.decoding.lm import SPECIALS, UNKNOWN_ID, Floats, Ids, NgramModel
+from asr.errors import ASRError
+from asr.tokenizer import BOUNDARY
+
+ROOT = 0  # letter-tree node before the first letter of a word
+
+
+class Scorer(Protocol):
+    """Scores token sequences as they grow, many at a time; its state is a row of integers for each of them."""
+
+    def start(self) -> Ids:
+        """State before the first token, shape = (fields,)."""
+        ...
+
+    def extend(self, state: Ids, tokens: Ids) -> tuple[NDArray[np.float64], Ids]:
+        """What each token adds, shape = (n,), in nats, and the states after it, shape = (n, fields)."""
+        ...
+
+    def final(self, state: Ids) -> NDArray[np.float64]:
+        """What ending here adds, shape = (n,), in nats."""
+        ...
+
+
+class Lexicon:
+    """A letter tree over the words of a language model; every node is a prefix of at least one word.
+
+    One node beyond the tree, `outside`, stands for every prefix of no word.
+    """
+
+    def __init__(self, lm: NgramModel) -> None:
+        words = np.array(lm.words[len(SPECIALS) :], dtype=np.str_)
+        order = np.argsort(words, kind="stable")
+        words, ids = words[order], order + len(SPECIALS)
+        code = words.view(np.uint32).reshape(len(words), -1)  # code points, zero after the end
+        self._alphabet = np.unique(code[code > 0])
+        letter = np.searchsorted(self._alphabet, code) + 1
+        letter[code == 0] = 0
+        length = (letter > 0).sum(axis=1)
+
+        # A sorted word makes a new node for each letter after what it shares with the word before it.
+        differs = np.ones_like(letter, dtype=bool)
+        differs[1:] = letter[1:] != letter[:-1]
+        new = np.logical_or.accumulate(differs, axis=1) & (letter > 0)
+        node = np.where(new, np.cumsum(new).reshape(new.shape), 0)
+        node = np.maximum.accumulate(node, axis=0)  # (word, depth): the node of that prefix, where it is one
+        parent = np.concatenate([np.zeros((len(words), 1), np.int64), node[:, :-1]], axis=1)
+
+        self.outside = int(new.sum()) + 1
+        self._radix = len(self._alphabet) + 1
+        keys = parent[new] * self._radix + letter[new]
+        sorting = np.argsort(keys)
+        self._keys, self._child = keys[sorting], node[new][sorting]
+        self.word = np.full(self.outside + 1, UNKNOWN_ID)  # the word that each node completes
+        self.word[node[np.arange(len(words)), length - 1]] = ids
+        self._prefixes = [(node[letter[:, d] > 0, d], ids[letter[:, d] > 0]) for d in range(letter.shape[1])]
+
+    def best_below(self, values: Floats) -> Floats:
+        """For each node but the root the largest value of the words that begin so; `outside` has that of <unk>."""
+        best = np.full(self.outside + 1, values.min())
+        for node, word in self._prefixes:
+            np.maximum.at(best, node, values[word])
+        best[self.outside] = values[UNKNOWN_ID]
+        return best
+
+    def letters(self, text: str) -> Ids:
+        """Letters of a text as this tree numbers them; zero for one that no word has."""
+        code = np.array([ord(letter) for letter in text], np.uint32)
+        at = np.minimum(np.searchsorted(self._alphabet, code), len(self._alphabet) - 1)
+        return np.where(self._alphabet[at] == code, at + 1, 0)
+
+    def child(self, node: Ids, letter: Ids) -> Ids:
+        """The node one letter further, shape = (n,)."""
+        key = node * self._radix + letter
+        at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+        return np.where(self._keys[at] == key, self._child[at], self.outside)
+
+
+class WordScorer:
+    """Fuses a word n-gram model into a search over characters or pieces.
+
+    A word counts when the next one begins or the text ends: lm_weight * log P(word | context) + word_bonus, and for a
+    word outside the vocabulary that of <unk> less oov_penalty (nats all). Inside a word, the same sum with the best
+    unigram probability of the words that begin with these letters stands in for it, and is taken back when it ends.
+    """
+
+    def __init__(
+        self, lm: NgramModel, tokens: Sequence[str], lm_weight: float, word_bonus: float, oov_penalty: float
+    ) -> None:
+        self._lm, self._lexicon = lm, Lexicon(lm)
+        self._weight, self._bonus, self._penalty = lm_weight, word_bonus, oov_penalty
+        self._ahead = self._word_score(
+            self._lexicon.best_below(lm.unigrams()).astype(np.float64), self._lexicon.outside
+        )
+        self._ahead[ROOT] = 0.0
+
+        spelled = ["" if i == BLANK_ID else token for i, token in enumerate(tokens)]
+        if inside := [token for token in spelled if BOUNDARY in token[1:]]:
+            raise ASRError(f"token {inside[0]!r} has a word boundary inside; retrain the pieces within words")
+        self._begins = np.array([token.startswith(BOUNDARY) for token in spelled])
+        letters = [self._lexicon.letters(token.removeprefix(BOUNDARY)) for token in spelled]
+        self._lengths = np.array([len(row) for row in letters])
+        self._letters = np.zeros((len(tokens), max(1, int(self._lengths.max()))), np.int64)
+        for row, values in zip(self._letters, letters, strict=True):
+            row[: len(values)] = values
+
+    def start(self) -> Ids:
+        """Language-model context and letter-tree node at the start of an utterance, shape = (2,)."""
+        return np.array([self._lm.start, ROOT])
+
+    def extend(self, state: Ids, tokens: Ids) -> tuple[NDArray[np.float64], Ids]:
+        """What each token adds, shape = (n,), and the states after it, shape = (n, 2)."""
+        context, node = state[:, 0].copy(), state[:, 1].copy()
+        score = -self._ahead[node]
+        ends = np.flatnonzero(self._begins[tokens] & (node != ROOT))
+        if len(ends):
+            score[ends], context[ends] = self._completed(context[ends], node[ends])
+        node[self._begins[tokens]] = ROOT
+        for depth in range(self._letters.shape[1]):
+            going = np.flatnonzero(self._lengths[tokens] > depth)
+            if len(going) == 0:
+                break
+            node[going] = self._lexicon.child(node[going], self._letters[tokens[going], depth])
+        return score + self._ahead[node], np.stack([context, node], axis=1)
+
+    def final(self, state: Ids) -> NDArray[np.float64]:
+        """What the words still open add if the text ends here, shape = (n,)."""
+        score = np.zeros(len(state))
+        is_open = np.flatnonzero(state[:, 1] != ROOT)
+        score[is_open], _ = self._completed(state[is_open, 0], state[is_open, 1])
+        return score
+
+    def _completed(self, context: Ids, node: Ids) -> tuple[NDArray[np.float64], Ids]:
+        """What replaces the look-ahead at each node when its word ends there, and the contexts that follow."""
+        word = self._lexicon.word[node]
+        log_prob, following = self._lm.score(context, word)
+        return self._word_score(log_prob.astype(np.float64), word == UNKNOWN_ID) - self._ahead[node], following
+
+    def _word_score(self, log_prob: NDArray[np.float64], unknown: NDArray[np.bool_] | int) -> NDArray[np.float64]:
+        score = self._weight * log_prob + self._bonus
+        score[unknown] -= self._penalty
+        return score

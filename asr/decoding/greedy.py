@@ -1,0 +1,57 @@
+"""Greedy decoding: the best token of every frame, collapsed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.ctc import BLANK_ID
+from asr.decoding import Path
+
+
+@dataclass(frozen=True)
+class GreedyState:
+    """What has been decoded so far; the arrays are never changed in place."""
+
+    frame: int  # frames decoded
+    last: int  # best token of the last frame
+    tokens: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    log_probs: NDArray[np.float64]
+    score: float
+
+
+class Greedy:
+    """The likeliest single alignment; its one hypothesis is final at every frame."""
+
+    def start(self) -> GreedyState:
+        """State before the first frame."""
+        nothing = np.zeros(0, np.int64)
+        return GreedyState(0, BLANK_ID, nothing, nothing, np.zeros(0), 0.0)
+
+    def step(self, log_probs: NDArray[np.float32], state: GreedyState) -> GreedyState:
+        """State after the next emissions, shape = (frames, tokens)."""
+        if len(log_probs) == 0:
+            return state
+        best = log_probs.argmax(axis=1)
+        values = log_probs.max(axis=1).astype(np.float64)
+        first = np.flatnonzero((best != BLANK_ID) & (np.diff(best, prepend=state.last) != 0))
+        score = state.score
+        for value in values.tolist():  # one by one, so that the sum does not depend on the cutting
+            score += value
+        return GreedyState(
+            state.frame + len(best),
+            int(best[-1]),
+            np.append(state.tokens, best[first]),
+            np.append(state.frames, state.frame + first),
+            np.append(state.log_probs, values[first]),
+            score,
+        )
+
+    def best(self, state: GreedyState, n: int = 1) -> list[Path]:
+        """The one hypothesis."""
+        return [Path(state.tokens, state.frames, state.log_probs, state.score)]
+
+    def stable(self, state: GreedyState) -> int:
+        """All of its tokens."""
+        return len(state.tokens)

@@ -1,0 +1,383 @@
+"""Word n-gram language model with back-off: a memory-mapped file, scored in batches; ARPA in and out."""
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Protocol, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.errors import ASRError
+
+UNKNOWN, START, END = "<unk>", "<s>", "</s>"
+SPECIALS = (UNKNOWN, START, END)  # word ids 0, 1, 2 of every model
+UNKNOWN_ID, START_ID, END_ID = range(3)
+MAGIC = b"asr-ngram-1\n"
+ALIGNMENT = 64  # bytes
+LN_10 = float(np.log(10.0))
+ARPA_NEVER = -99.0  # base 10: the customary probability of <s>, which is never predicted
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The n-grams of one order, sorted by (context, word).
+
+    context: index of the first n-1 words in the level below, zero throughout for single words; word: word id;
+    log_prob: natural log; backoff: natural log of the weight that applies when this n-gram is a context whose
+    continuation is not listed.
+    """
+
+    context: Ids
+    word: Ids
+    log_prob: Floats
+    backoff: Floats
+
+
+class _Values(Protocol):
+    """An array of floats, or one that is decoded where it is read."""
+
+    def __getitem__(self, index: Ids) -> Floats: ...
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Values stored as codes into a table of 2^8 or 2^16 equal steps; off by at most half a step."""
+
+    codes: NDArray[np.unsignedinteger]
+    table: Floats
+
+    def __getitem__(self, index: Ids) -> Floats:
+        return self.table[self.codes[index]]
+
+    @property
+    def largest_error(self) -> float:
+        """Half a step, in the unit of the values."""
+        return float(self.table[1] - self.table[0]) / 2
+
+    @classmethod
+    def of(cls, values: Floats, code: type[np.unsignedinteger]) -> "Quantised":
+        """Quantises to the given code type over the range of the values."""
+        steps = np.iinfo(code).max
+        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+        high = max(high, low + 1e-6)
+        table = np.linspace(low, high, steps + 1, dtype=np.float32)
+        return cls(np.rint((values - low) / (high - low) * steps).astype(code), table)
+
+
+class NgramModel:
+    """A back-off n-gram model whose contexts are small integers, made for scoring many hypotheses at once.
+
+    Every n-gram has an index: single words first (index = word id), then pairs and so on, each order sorted by context
+    and word. Context 0 is the empty one, context i + 1 is n-gram i (of all orders but the highest).
+    """
+
+    def __init__(
+        self,
+        order: int,
+        words: Sequence[str] | bytes,
+        counts: Sequence[int],
+        keys: Ids,
+        log_prob: _Values,
+        backoff: _Values,
+        link: NDArray[np.integer],
+    ) -> None:
+        self.order = order
+        self.counts = tuple(counts)
+        self._words = words
+        self._bits = _bits(counts[0])
+        self._keys = keys  # of n-gram i: context << bits | word; ascending
+        self._log_prob = log_prob
+        self._backoff = backoff  # of each context
+        self._link = link  # of each context: the longest known context without its first word
+        self._contexts = len(link)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Spelling of each word id."""
+        if isinstance(self._words, bytes):
+            return self._words.decode().split("\n")
+        return list(self._words)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    def ids(self, words: Iterable[str]) -> Ids:
+        """Word ids; a word outside the vocabulary is <unk>."""
+        return np.array([self._ids.get(word, UNKNOWN_ID) for word in words], np.int64)
+
+    @property
+    def start(self) -> int:
+        """The context at the start of an utterance, after <s>."""
+        return START_ID + 1
+
+    def score(self, context: Ids, word: Ids) -> tuple[Floats, Ids]:
+        """Natural-log probability of each word after its context, and the context that follows; all shapes = (n,)."""
+        log_prob = np.zeros(len(word), np.float32)
+        following = np.zeros(len(word), np.int64)
+        unscored = np.ones(len(word), bool)
+        for _ in range(self.order - 1):
+            key = context << self._bits | word
+            index = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+            found = (self._keys[index] == key) & (context > 0)
+            log_prob += np.where(unscored, np.where(found, self._log_prob[index], self._backoff[context]), 0)
+            following = np.where(found & (following == 0) & (index + 1 < self._contexts), index + 1, following)
+            unscored &= ~found
+            context = self._link[context].astype(np.int64)
+        log_prob += np.where(unscored, self._log_prob[word], 0)
+        return log_prob, np.where(following > 0, following, word + 1 if self.order > 1 else 0)
+
+    def unigrams(self) -> Floats:
+        """Natural-log probability of each word on its own, shape = (words,)."""
+        return self._log_prob[np.arange(self.counts[0])]
+
+    def log_probs(self, sentences: Sequence[Ids], start: bool = True, end: bool = True) -> list[Floats]:
+        """Natural-log probability of every word of each sentence, then of its end if asked for.
+
+        start: begin after <s> rather than in the empty context.
+        """
+        targets = [np.append(ids, END_ID) if end else ids for ids in sentences]
+        results = [np.zeros(len(ids), np.float32) for ids in targets]
+        by_length = sorted(range(len(targets)), key=lambda i: -len(targets[i]))
+        context = np.full(len(targets), self.start if start else 0)
+        for position in range(max(map(len, targets), default=0)):
+            live = [i for i in by_length if len(targets[i]) > position]
+            word = np.array([targets[i][position] for i in live])
+            scores, context = self.score(context[: len(live)], word)
+            for i, value in zip(live, scores, strict=True):
+                results[i][position] = value
+        return results
+
+    @classmethod
+    def from_levels(cls, words: Sequence[str], levels: Sequence[Level]) -> "NgramModel":
+        """Builds the model from its n-grams, lowest order first; words 0, 1 and 2 are <unk>, <s> and </s>."""
+        if tuple(words[:3]) != SPECIALS:
+            raise ASRError(
+                f"the vocabulary begins with {' '.join(words[:3])!r}; it must begin with {' '.join(SPECIALS)!r}"
+            )
+        bits = _bits(len(words))
+        offsets = np.cumsum([0, 0, *(len(level.word) for level in levels)])  # of the level below each level
+        context = [
+            level.context + (offset + 1 if k else 0)
+            for k, (level, offset) in enumerate(zip(levels, offsets, strict=False))
+        ]
+        keys = np.concatenate([c << bits | level.word for c, level in zip(context, levels, strict=True)])
+        backoff = np.concatenate([np.zeros(1, np.float32), *(level.backoff for level in levels[:-1])])
+        model = cls(
+            len(levels),
+            words,
+            [len(level.word) for level in levels],
+            keys,
+            np.concatenate([level.log_prob for level in levels]),
+            backoff,
+            np.zeros(1, np.int32),
+        )
+        for c, level in zip(context[:-1], levels[:-1], strict=True):
+            # The context without its first word: where the next context leads after this word.
+            link = model._link[c]
+            _, following = model.score(link.astype(np.int64), level.word)
+            model._link = np.concatenate([model._link, np.where(c == 0, 0, following).astype(np.int32)])
+            model._contexts = len(model._link)
+        return model
+
+    def save(self, path: str | Path, code: type[np.unsignedinteger] = np.uint8) -> None:
+        """Writes the memory-mapped form.
+
+        Single words keep 16 bits of probability; longer n-grams and back-off weights are stored in `code`, off by at
+        most half of a 255th of their range (about 0.03 nats) with 8 bits.
+        """
+        n, contexts = self.counts[0], self._contexts
+        children = np.bincount(self._keys >> self._bits, minlength=contexts)
+        word = self._keys & ((1 << self._bits) - 1)
+        unigrams = self.unigrams()
+        unigrams[START_ID] = unigrams.min(initial=0, where=np.arange(n) != START_ID)  # never scored
+        unigram = Quantised.of(unigrams, np.uint16)
+        ngram = Quantised.of(self._log_prob[np.arange(n, len(word))], code)
+        backoff = Quantised.of(self._backoff[np.arange(contexts)], code)
+        derived = 1 + sum(self.counts[:2]) if self.order > 2 else contexts  # links that loading works out by itself
+        sections = {
+            "words": np.frombuffer("\n".join(self.words).encode(), np.uint8),
+            "children": children.astype(_smallest(int(children.max()))),
+            "word": word[n:].astype(_smallest(n)),
+            "unigram": unigram.codes,
+            "unigram_table": unigram.table,
+            "ngram": ngram.codes,
+            "ngram_table": ngram.table,
+            "backoff": backoff.codes,
+            "backoff_table": backoff.table,
+            "link": self._link[derived:].astype(np.int32),
+        }
+        with open(path, "wb") as file:
+            _write_sections(file, {"order": self.order, "counts": self.counts}, sections)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NgramModel":
+        """Maps a saved model into memory."""
+        header, section = _read_sections(path)
+        order, counts = header["order"], header["counts"]
+        n, contexts = counts[0], len(section["backoff"])
+        keys = np.repeat(np.arange(len(section["children"]), dtype=np.int64), section["children"])
+        keys <<= _bits(n)
+        keys[:n] |= np.arange(n)
+        keys[n:] |= section["word"]
+        link = np.zeros(contexts, np.int32)
+        if order > 2:
+            pairs = counts[1]
+            link[1 + n : 1 + n + pairs] = section["word"][:pairs]
+            link[1 + n : 1 + n + pairs] += 1
+            link[1 + n + pairs :] = section["link"]
+        log_prob = _Stacked(
+            Quantised(section["unigram"], section["unigram_table"]),
+            Quantised(section["ngram"], section["ngram_table"]),
+            n,
+        )
+        backoff = Quantised(section["backoff"], section["backoff_table"])
+        return cls(order, section["words"].tobytes(), counts, keys, log_prob, backoff, link)
+
+    def write_arpa(self, file: TextIO) -> None:
+        """Writes the model as ARPA text (base-10 logarithms)."""
+        file.write("\\data\\\n")
+        file.writelines(f"ngram {k}={count}\n" for k, count in enumerate(self.counts, 1))
+        spelled = [""]  # of each context
+        first = 0
+        for k, count in enumerate(self.counts, 1):
+            file.write(f"\n\\{k}-grams:\n")
+            index = np.arange(first, first + count)
+            word = self._keys[index] & ((1 << self._bits) - 1)
+            context = self._keys[index] >> self._bits
+            text = [f"{spelled[c]} {self.words[w]}".lstrip() for c, w in zip(context, word, strict=True)]
+            log_prob = self._log_prob[index] / LN_10
+            if k == 1:
+                log_prob[START_ID] = ARPA_NEVER
+            if k < self.order:
+                backoff = self._backoff[index + 1] / LN_10
+                rows = zip(log_prob, text, backoff, strict=True)
+                file.writelines(f"{p:.7g}\t{gram}\t{b:.7g}\n" for p, gram, b in rows)
+                spelled += text
+            else:
+                file.writelines(f"{p:.7g}\t{gram}\n" for p, gram in zip(log_prob, text, strict=True))
+            first += count
+        file.write("\n\\end\\\n")
+
+    @classmethod
+    def read_arpa(cls, file: TextIO) -> "NgramModel":
+        """Reads ARPA text; words keep their spelling, <unk>, <s> and </s> come first whatever their place."""
+        lines = (line.rstrip("\n") for line in file)
+        counts = _arpa_counts(lines)
+        levels: list[Level] = []
+        ids: dict[str, int] = {}
+        for k, count in enumerate(counts, 1):
+            rows = [line.split() for line in islice(lines, count)]
+            if any(len(row) not in (k + 1, k + 2) for row in rows) or len(rows) < count:
+                raise ASRError(f"the ARPA file does not hold the {count} {k}-grams that its head promises")
+            if k == 1:
+                ordinary = sorted({row[1] for row in rows} - set(SPECIALS))
+                ids = {word: i for i, word in enumerate([*SPECIALS, *ordinary])}
+            levels.append(_arpa_level(rows, k, ids, levels))
+            next(lines, None)  # the empty line
+            next(lines, None)  # the next heading
+        return cls.from_levels(list(ids), levels)
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """Two arrays of values read as one; `below` has the first `n`."""
+
+    below: Quantised
+    above: Quantised
+    n: int
+
+    def __getitem__(self, index: Ids) -> Floats:
+        index = np.asarray(index)
+        if len(self.above.codes) == 0:
+            return self.below[index]
+        is_below = index < self.n
+        return np.where(
+            is_below, self.below[np.where(is_below, index, 0)], self.above[np.where(is_below, 0, index - self.n)]
+        )
+
+
+def _bits(words: int) -> int:
+    return max(1, int(words - 1).bit_length())
+
+
+def _smallest(largest: int) -> type[np.unsignedinteger]:
+    return np.uint16 if largest < 2**16 else np.uint32
+
+
+def _write_sections(file: BinaryIO, facts: dict[str, object], sections: dict[str, NDArray]) -> None:
+    """A line of magic, a line of JSON, then the aligned arrays that the JSON lists."""
+    listing, offset = {}, 0
+    for name, array in sections.items():
+        listing[name] = {"dtype": array.dtype.str, "count": len(array), "offset": offset}
+        offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    header = json.dumps({**facts, "sections": listing}).encode()
+    header += b" " * (-(len(MAGIC) + len(header) + 1) % ALIGNMENT) + b"\n"
+    file.write(MAGIC + header)
+    for array in sections.values():
+        file.write(array.tobytes())
+        file.write(b"\0" * (-array.nbytes % ALIGNMENT))
+
+
+def _read_sections(path: str | Path) -> tuple[dict, dict[str, NDArray]]:
+    try:
+        with open(path, "rb") as file:
+            if file.readline(len(MAGIC)) != MAGIC:
+                raise ASRError(f"{path} is not a language model of this program; make one with `asr lm train`")
+            header = json.loads(file.readline())
+            start = file.tell()
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return header, {
+            name: np.frombuffer(data, s["dtype"], s["count"], start + s["offset"])
+            for name, s in header["sections"].items()
+        }
+    except OSError as error:
+        raise ASRError(f"cannot read the language model {path}: {error.strerror}") from None
+    except (KeyError, ValueError) as error:
+        if isinstance(error, ASRError):
+            raise
+        raise ASRError(
+            f"the language model {path} is damaged or cut short; make it again with `asr lm train`"
+        ) from None
+
+
+def _arpa_counts(lines: Iterator[str]) -> list[int]:
+    """The number of n-grams of each order; leaves `lines` after the heading of the first order."""
+    counts: list[int] = []
+    for line in lines:
+        if line.startswith("ngram "):
+            counts.append(int(line.split("=")[1]))
+        elif line.startswith("\\1-grams:"):
+            return counts
+    raise ASRError("this is not an ARPA file: it has no \\1-grams: section")
+
+
+def _arpa_level(rows: list[list[str]], k: int, ids: dict[str, int], below: list[Level]) -> Level:
+    if k == 1:  # every special word has a place, whether listed or not
+        listed = {row[1] for row in rows}
+        rows = rows + [[str(ARPA_NEVER), word] for word in SPECIALS if word not in listed]
+    words = np.array([[ids[word] for word in row[1 : k + 1]] for row in rows], np.int64).reshape(-1, k)
+    context = np.zeros(len(rows), np.int64)
+    size = len(ids)
+    for position, level in enumerate(below):
+        key, sought = level.context * size + level.word, context * size + words[:, position]
+        context = np.minimum(np.searchsorted(key, sought), len(key) - 1)
+        if (key[context] != sought).any():
+            missing = rows[int(np.flatnonzero(key[context] != sought)[0])]
+            raise ASRError(
+                f"the ARPA file lists {' '.join(missing[1 : k + 1])!r} but not its first {position + 1} words"
+            )
+    order = np.lexsort((words[:, -1], context))
+    log_prob = np.array([float(row[0]) for row in rows]) * LN_10
+    backoff = np.array([float(row[k + 1]) if len(row) == k + 2 else 0.0 for row in rows]) * LN_10
+    return Level(
+        context[order], words[order, -1], log_prob[order].astype(np.float32), backoff[order].astype(np.float32)
+    )
