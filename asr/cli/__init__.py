@@ -1,0 +1,86 @@
+"""The command line: `asr VERB ...`, one module per verb, of which only the one asked for is imported."""
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from asr.errors import ASRError
+
+VERBS = ("transcribe", "live", "devices", "train", "evaluate", "export", "lm")
+DESCRIPTION = "Speech recognition on your own machine: recordings or a microphone in, words out."
+TRACEBACK = "ASR_TRACEBACK"  # environment variable: where it is set, errors show where they come from
+
+FAILURE, WRONG_USE = 1, 2  # exit codes
+INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 and the number of the signal, as shells have it
+
+# Packages that only the train extra installs.
+TRAIN_PACKAGES = (
+    "inflect",
+    "jiwer",
+    "librosa",
+    "onnx",
+    "sentencepiece",
+    "tensorboard",
+    "torch",
+    "torchaudio",
+)
+
+
+class UsageError(ASRError):
+    """The command itself is wrong: exit code 2, where any other ASRError gives 1."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code: 0 done, 1 failed, 2 wrong use; errors are one sentence each."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"asr: {_sentence(error)}", file=sys.stderr)
+        return WRONG_USE if isinstance(error, UsageError) else FAILURE
+
+
+def _run(arguments: list[str]) -> int:
+    verbs = VERBS if not arguments or arguments[0] not in VERBS else (arguments[0],)
+    parser = argparse.ArgumentParser(prog="asr", description=DESCRIPTION, epilog="asr VERB --help says more.")
+    verb_parsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    modules: dict[str, ModuleType] = {}
+    for verb in verbs:
+        modules[verb] = importlib.import_module(f"asr.cli.{verb}")
+        summary = modules[verb].HELP
+        description = f"{summary[0].upper()}{summary[1:]}."
+        modules[verb].add_arguments(verb_parsers.add_parser(verb, help=summary, description=description))
+    args = parser.parse_args(arguments)
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return WRONG_USE
+    return modules[args.verb].run(args)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ASRError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("asr"):
+        package = error.name.partition(".")[0]
+        wanted = '".[train]"' if package in TRAIN_PACKAGES else "."
+        return f"the package {package} is needed and not installed: pip install {wanted} in the checkout"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error} (a fault of this program; {TRACEBACK}=1 shows where)"
