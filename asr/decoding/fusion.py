@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.ctc import BLANK_ID
-from asr.decoding.lm import SPECIALS, UNKNOWN_ID, Floats, Ids, NgramModel
+from asr.decoding.lm import SPECIALS, UNKNOWN_ID, Ids, NgramModel
 from asr.errors import ASRError
 from asr.tokenizer import BOUNDARY
 
@@ -33,55 +33,42 @@ class Scorer(Protocol):
 class Lexicon:
     """A letter tree over the words of a language model; every node is a prefix of at least one word.
 
-    One node beyond the tree, `outside`, stands for every prefix of no word.
+    Letters are bytes of UTF-8. Nodes are numbered by depth, then in the order of the words. One node beyond the tree,
+    `outside`, stands for all prefixes of no word.
     """
 
     def __init__(self, lm: NgramModel) -> None:
-        words = np.array(lm.words[len(SPECIALS) :], dtype=np.str_)
+        words = np.array([word.encode() for word in lm.words[len(SPECIALS) :]])
         order = np.argsort(words, kind="stable")
-        words, ids = words[order], order + len(SPECIALS)
-        code = words.view(np.uint32).reshape(len(words), -1)  # code points, zero after the end
-        self._alphabet = np.unique(code[code > 0])
-        letter = np.searchsorted(self._alphabet, code) + 1
-        letter[code == 0] = 0
-        length = (letter > 0).sum(axis=1)
+        letter = words[order].view(np.uint8).reshape(len(words), -1).T.copy()  # (depth, word), zero after the end
+        ids = order + len(SPECIALS)
 
         # A sorted word makes a new node for each letter after what it shares with the word before it.
-        differs = np.ones_like(letter, dtype=bool)
-        differs[1:] = letter[1:] != letter[:-1]
-        new = np.logical_or.accumulate(differs, axis=1) & (letter > 0)
-        node = np.where(new, np.cumsum(new).reshape(new.shape), 0)
-        node = np.maximum.accumulate(node, axis=0)  # (word, depth): the node of that prefix, where it is one
-        parent = np.concatenate([np.zeros((len(words), 1), np.int64), node[:, :-1]], axis=1)
+        shared = np.zeros(len(words), np.int64)
+        shared[1:] = (letter[:, 1:] != letter[:, :-1]).argmax(axis=0)
+        new = (np.arange(len(letter))[:, None] >= shared) & (letter > 0)
+        depth, column = np.nonzero(new)
+        node = np.zeros((len(letter) + 1, len(words)), np.int32)  # of each word's prefix of so many letters
+        node[depth + 1, column] = np.arange(len(depth)) + 1
+        node = np.maximum.accumulate(node, axis=1)
+        self._keys = node[depth, column].astype(np.int64) << 8 | letter[depth, column]  # ascending; of nodes 1, 2 ...
 
-        self.outside = int(new.sum()) + 1
-        self._radix = len(self._alphabet) + 1
-        keys = parent[new] * self._radix + letter[new]
-        sorting = np.argsort(keys)
-        self._keys, self._child = keys[sorting], node[new][sorting]
+        self.outside = len(depth) + 1
         self.word = np.full(self.outside + 1, UNKNOWN_ID)  # the word that each node completes
-        self.word[node[np.arange(len(words)), length - 1]] = ids
-        self._prefixes = [(node[letter[:, d] > 0, d], ids[letter[:, d] > 0]) for d in range(letter.shape[1])]
+        self.word[node[(letter > 0).sum(axis=0), np.arange(len(words))]] = ids
 
-    def best_below(self, values: Floats) -> Floats:
-        """For each node but the root the largest value of the words that begin so; `outside` has that of <unk>."""
-        best = np.full(self.outside + 1, values.min())
-        for node, word in self._prefixes:
-            np.maximum.at(best, node, values[word])
-        best[self.outside] = values[UNKNOWN_ID]
-        return best
-
-    def letters(self, text: str) -> Ids:
-        """Letters of a text as this tree numbers them; zero for one that no word has."""
-        code = np.array([ord(letter) for letter in text], np.uint32)
-        at = np.minimum(np.searchsorted(self._alphabet, code), len(self._alphabet) - 1)
-        return np.where(self._alphabet[at] == code, at + 1, 0)
+        log_prob = lm.unigrams()
+        self.best = np.full(self.outside + 1, log_prob[UNKNOWN_ID])  # the best unigram log-probability below each node
+        for level, is_new, nodes in zip(letter, new, node[1:], strict=True):
+            first = np.flatnonzero(is_new)
+            reaching = np.where(level > 0, log_prob[ids], -np.inf)
+            self.best[nodes[first]] = np.maximum.reduceat(reaching, first)
 
     def child(self, node: Ids, letter: Ids) -> Ids:
         """The node one letter further, shape = (n,)."""
-        key = node * self._radix + letter
+        key = node << 8 | letter
         at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-        return np.where(self._keys[at] == key, self._child[at], self.outside)
+        return np.where(self._keys[at] == key, at + 1, self.outside)
 
 
 class WordScorer:
@@ -97,16 +84,14 @@ class WordScorer:
     ) -> None:
         self._lm, self._lexicon = lm, Lexicon(lm)
         self._weight, self._bonus, self._penalty = lm_weight, word_bonus, oov_penalty
-        self._ahead = self._word_score(
-            self._lexicon.best_below(lm.unigrams()).astype(np.float64), self._lexicon.outside
-        )
+        self._ahead = self._word_score(self._lexicon.best.astype(np.float64), self._lexicon.outside)
         self._ahead[ROOT] = 0.0
 
         spelled = ["" if i == BLANK_ID else token for i, token in enumerate(tokens)]
         if inside := [token for token in spelled if BOUNDARY in token[1:]]:
             raise ASRError(f"token {inside[0]!r} has a word boundary inside; retrain the pieces within words")
         self._begins = np.array([token.startswith(BOUNDARY) for token in spelled])
-        letters = [self._lexicon.letters(token.removeprefix(BOUNDARY)) for token in spelled]
+        letters = [list(token.removeprefix(BOUNDARY).encode()) for token in spelled]
         self._lengths = np.array([len(row) for row in letters])
         self._letters = np.zeros((len(tokens), max(1, int(self._lengths.max()))), np.int64)
         for row, values in zip(self._letters, letters, strict=True):
