@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder of the run (default: exp/NAME)")
     parser.add_argument("--init", type=Path, metavar="RUN", help="begin with the weights of this run or checkpoint")
     parser.add_argument("--no-resume", action="store_true", help="begin afresh where --output holds a run")
-    parser.add_argument("--steps", type=int, help="stop after this many more steps; the schedule stays")
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default: 1)")
-    parser.add_argument("--threads", type=int, help="threads of computation (default: all cores)")
+    parser.add_argument("--steps", type=_count, help="stop after this many more steps; the schedule stays")
+    parser.add_argument("--workers", type=_count, default=1, help="processes that prepare batches (default: 1)")
+    parser.add_argument("--threads", type=_count, help="threads of computation (default: all cores)")
     parser.add_argument("--set", action="append", metavar="SECTION.NAME=VALUE", help="change a setting; repeatable")
 
 
@@ -26,15 +26,22 @@ def run(args: argparse.Namespace) -> int:
     """Trains until the configured steps are done; interrupted, the same command goes on where it stopped."""
     import torch
 
-    from asr.errors import ASRError
+    from asr.cli import UsageError
     from asr.training.config import read_config
     from asr.training.trainer import train
 
     if args.data is None:
-        raise ASRError("no data folder is named; give --data FOLDER or set ASR_SPEECH")
+        raise UsageError("no data folder is named; give --data FOLDER or set ASR_SPEECH")
     if args.threads:
         torch.set_num_threads(args.threads)
     config = read_config(args.config, args.set)
     output = args.output or Path("exp") / config.name
     train(config, args.data, output, args.init, not args.no_resume, args.workers, args.steps)
     return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value

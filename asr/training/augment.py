@@ -1,5 +1,7 @@
 """Random changes to training audio, drawn from the generator that is handed in, so that an epoch can be repeated."""
 
+import math
+
 import numpy as np
 import soxr
 
@@ -7,6 +9,7 @@ from asr.features import FeatureConfig, Frames, LogMel, Samples
 from asr.training.config import AugmentConfig
 
 WARP_STEP = 0.02  # mel filters are made once per step of the warp
+MASKED_FRAMES = 1_000  # frames, 10 s at a hop of 10 ms, that `time_masks` counts for
 
 
 def augmented_frames(
@@ -46,10 +49,11 @@ def mask(frames: Frames, config: AugmentConfig, fill: Frames, rng: np.random.Gen
     """SpecAugment without time warping (Park et al., 2019): stretches of time and of bands become `fill`, (n_mels,)."""
     masked = frames.copy()
     for _ in range(rng.integers(0, config.band_masks + 1)):
-        width = int(rng.integers(0, config.band_mask_width + 1))
+        width = min(int(rng.integers(0, config.band_mask_width + 1)), frames.shape[1])
         low = int(rng.integers(0, frames.shape[1] - width + 1))
         masked[:, low : low + width] = fill[low : low + width]
-    for _ in range(rng.integers(0, round(config.time_masks * len(frames) / 1000) + 2)):
+    most = math.ceil(config.time_masks * len(frames) / MASKED_FRAMES)
+    for _ in range(rng.integers(0, most + 1)):
         length = min(int(rng.integers(0, config.time_mask_frames + 1)), len(frames))
         start = int(rng.integers(0, len(frames) - length + 1))
         masked[start : start + length] = fill

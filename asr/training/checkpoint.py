@@ -9,10 +9,11 @@ import torch
 
 from asr.encoder import Encoder
 from asr.errors import ASRError
-from asr.tokenizer import Tokenizer
+from asr.tokenizer import PIECES_FILE, TOKENS_FILE, Tokenizer
 from asr.training.config import TrainingConfig
 
 FORMAT = 1
+LAST, BEST = "last.pt", "best.pt"  # in a run's folder: where it goes on, and the least dev loss so far
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Checkpoint:
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Writes beside `path` and renames, so that a kill at any time leaves the old file or the new one."""
-    directory = path.parent
-    checkpoint.tokenizer.save(directory)
+    save_tokenizer(checkpoint.tokenizer, path.parent)
     values = {
         "format": FORMAT,
         "config": checkpoint.config.to_dict(),
@@ -49,18 +49,38 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         },
     }
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as f:
-        torch.save(values, f)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as f:
+            torch.save(values, f)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        partial.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise ASRError(
+            f"cannot write {path}: {reason}; make room, and the same command goes on from the last"
+        ) from None
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Puts the tokenizer's files into `directory`, each of them whole or not at all."""
+    partial = directory / "tokenizer.partial"
+    partial.mkdir(exist_ok=True)
+    tokenizer.save(partial)
+    for name in (PIECES_FILE, TOKENS_FILE):
+        if (partial / name).exists():
+            (partial / name).replace(directory / name)
+        else:
+            (directory / name).unlink(missing_ok=True)
+    partial.rmdir()
 
 
 def load(path: str | Path) -> Checkpoint:
     """Reads a checkpoint, or the last one of a run's folder, on the CPU."""
     path = Path(path)
     if path.is_dir():
-        path = path / "last.pt"
+        path = path / LAST
     if not path.exists():
         raise ASRError(f"there is no checkpoint {path}; name a .pt file or the folder of a training run")
     try:

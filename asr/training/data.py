@@ -1,16 +1,18 @@
 """Batches of log-mel frames and token ids, planned from (seed, epoch) alone so that any step can be made again."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import soundfile
-import soxr
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from asr.audio import read_blocks
 from asr.ctc import frames_needed
 from asr.encoder import SUBSAMPLING
 from asr.errors import ASRError
@@ -19,11 +21,17 @@ from asr.text import normalize
 from asr.tokenizer import Tokenizer
 from asr.training.augment import augmented_frames, mask
 from asr.training.config import TrainingConfig
+from asr.training.log import counting
 from asr.training.manifest import Utterance
 
+SECONDS_TOLERANCE = 0.5  # between an utterance's length in its manifest and that of its audio
+DECODED_SECONDS = 60.0  # of audio at once
+FULL_SCALE = 32_768  # of 16-bit samples
+LEAST_VARIANCE = 1e-4  # of a mel band, squared nats: a band that never changes must not divide by zero
+PREFETCHED = 4  # batches that wait per worker
 
-@dataclass(frozen=True)
-class Batch:
+
+class Batch(NamedTuple):
     """Padded features (batch, frames, n_mels), lengths (batch,), targets in one row, target_lengths (batch,)."""
 
     features: Tensor
@@ -34,50 +42,74 @@ class Batch:
 
 
 class AudioStore:
-    """Samples of utterances by index: decoded each time, or read from a file of packed 16-bit samples."""
+    """Samples of utterances by index: decoded each time, or read from a file of packed 16-bit samples.
+
+    The packed file is made where it is missing or holds other recordings than these; about 115 MB per hour.
+    """
 
     def __init__(self, utterances: Sequence[Utterance], sample_rate: int, packed: Path | None = None) -> None:
         self._utterances = utterances
         self._sample_rate = sample_rate
-        self._samples: np.ndarray | None = None
-        if packed is not None:
-            self._offsets = self._pack(packed)
-            self._samples = np.memmap(packed, np.int16, "r")
+        self._packed = packed
+        self._offsets = np.zeros(0, np.int64) if packed is None else self._pack(packed)
 
     def __getitem__(self, index: int) -> Samples:
-        if self._samples is None:
+        """float32 samples of one utterance, shape = (n,)."""
+        if self._packed is None:
             return self._decode(index)
-        packed = self._samples[self._offsets[index] : self._offsets[index + 1]]
-        return packed.astype(np.float32) / np.float32(32_768)
+        start, end = self._offsets[index : index + 2].tolist()
+        packed = np.fromfile(self._packed, np.int16, end - start, offset=start * 2)
+        return packed.astype(np.float32) / np.float32(FULL_SCALE)
 
     def _decode(self, index: int) -> Samples:
-        path = self._utterances[index].path
-        try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, soundfile.LibsndfileError) as error:
-            raise ASRError(f"cannot read {path}: {error}; mend the file or take its line out of the manifest") from None
-        mono: Samples = samples.mean(axis=1)
-        return mono if rate == self._sample_rate else soxr.resample(mono, rate, self._sample_rate)
+        utterance = self._utterances[index]
+        blocks = read_blocks(utterance.path, target_rate=self._sample_rate, block_seconds=DECODED_SECONDS)
+        samples = np.concatenate([np.zeros(0, np.float32), *blocks])
+        seconds = len(samples) / self._sample_rate
+        if abs(seconds - utterance.seconds) > SECONDS_TOLERANCE:
+            raise ASRError(
+                f"{utterance.path} lasts {seconds:.2f} s and its manifest says {utterance.seconds:.2f}; "
+                "correct the manifest or fetch the file again"
+            )
+        return samples
 
-    def _pack(self, path: Path) -> np.ndarray:
-        index_path = path.with_suffix(".offsets.npy")
-        if index_path.exists():
-            offsets = np.load(index_path)
-            if len(offsets) == len(self._utterances) + 1 and path.stat().st_size == 2 * offsets[-1]:
-                return offsets
+    def _pack(self, path: Path) -> NDArray[np.int64]:
+        index_path, fingerprint = path.with_suffix(".npz"), self._fingerprint()
+        if index_path.exists() and path.exists():
+            with np.load(index_path) as index:
+                if index["fingerprint"] == fingerprint and path.stat().st_size == 2 * index["offsets"][-1]:
+                    offsets: NDArray[np.int64] = index["offsets"]
+                    return offsets
         lengths = [0]
-        with path.open("wb") as f:
-            for i in range(len(self._utterances)):
-                samples = np.clip(np.rint(self._decode(i) * 32_768), -32_768, 32_767).astype(np.int16)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as f:
+            for i in counting(len(self._utterances), f"decoding {len(self._utterances)} recordings into {path}"):
+                scaled = np.rint(self._decode(i) * FULL_SCALE)
+                samples = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
                 f.write(samples.tobytes())
                 lengths.append(len(samples))
-        offsets = np.cumsum(lengths)
-        np.save(index_path, offsets)
+        offsets = np.cumsum(lengths, dtype=np.int64)
+        index_path.unlink(missing_ok=True)
+        partial.replace(path)
+        with partial.open("wb") as f:
+            np.savez(f, fingerprint=np.array(fingerprint), offsets=offsets)
+        partial.replace(index_path)
         return offsets
+
+    def _fingerprint(self) -> str:
+        """Changes with the recordings: their order, names, lengths, sizes and times of writing."""
+        digest = hashlib.sha256(str(self._sample_rate).encode())
+        for u in self._utterances:
+            try:
+                status = u.path.stat()
+            except OSError as error:
+                raise ASRError(f"cannot read {u.path}: {error.strerror}; correct the manifest") from None
+            digest.update(f"{u.path}\t{u.seconds}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
 
 def usable(utterances: Sequence[Utterance], tokenizer: Tokenizer, config: TrainingConfig) -> list[Utterance]:
-    """Those within the length limits whose text is not empty and fits into their emission frames."""
+    """Those within the length limits whose text is not empty and fits into their emission frames at any speed."""
     data, hop = config.data, config.features.hop / config.features.sample_rate
 
     def fits(u: Utterance) -> bool:
@@ -85,18 +117,20 @@ def usable(utterances: Sequence[Utterance], tokenizer: Tokenizer, config: Traini
         emissions = u.seconds * (1 - config.augment.speed) / hop / SUBSAMPLING
         return bool(tokens) and frames_needed(tokens) < emissions
 
-    return [
-        u
-        for u in utterances
-        if data.min_seconds <= u.seconds <= data.max_seconds and data.passes.get(u.corpus, 1.0) > 0 and fits(u)
-    ]
+    return [u for u in utterances if data.min_seconds <= u.seconds <= data.max_seconds and fits(u)]
 
 
 def statistics(store: AudioStore, count: int, features: FeatureConfig, sample: int = 500) -> tuple[Frames, Frames]:
     """Mean and standard deviation per mel band, shape = (n_mels,), over evenly spaced utterances."""
-    picked = np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int))
-    frames = np.concatenate([log_mel(store[int(i)], features) for i in picked])
-    return frames.mean(axis=0), frames.std(axis=0)
+    total, squares, n_frames = np.zeros(features.n_mels), np.zeros(features.n_mels), 0
+    for i in np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int)).tolist():
+        frames = log_mel(store[i], features).astype(np.float64)
+        total += frames.sum(axis=0)
+        squares += (frames**2).sum(axis=0)
+        n_frames += len(frames)
+    mean = total / n_frames
+    variance = np.maximum(squares / n_frames - mean**2, LEAST_VARIANCE)
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
 def plan_epoch(utterances: Sequence[Utterance], config: TrainingConfig, epoch: int) -> list[list[int]]:
@@ -171,6 +205,43 @@ class PlainBatches(Dataset[Batch]):
         frames = [log_mel(self._store[i], self._features) for i in chosen]
         tokens = [self._tokenizer.encode(normalize(self._utterances[i].text)) for i in chosen]
         return collate(frames, tokens, sum(self._utterances[i].seconds for i in chosen))
+
+
+def prefetched(batches: Dataset[Batch], numbers: Sequence[int], workers: int, pinned: bool = False) -> Iterator[Batch]:
+    """The batches of these numbers in this order, made by `workers` processes ahead of time, or here where it is 0.
+
+    The processes end with the iterator: close it where it is not read to its end.
+    """
+    loader = DataLoader(
+        _ErrorsAsValues(batches),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
+        pin_memory=pinned,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+    )
+    for batch in loader:
+        if isinstance(batch, ASRError):
+            raise batch
+        yield batch
+
+
+class _ErrorsAsValues(Dataset[Batch | ASRError]):
+    """DataLoader would hand on an exception of a worker as a traceback in the message of another."""
+
+    def __init__(self, batches: Dataset[Batch]) -> None:
+        self._batches = batches
+
+    def __getitem__(self, number: int) -> Batch | ASRError:
+        try:
+            return self._batches[number]
+        except ASRError as error:
+            return error
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(frames: list[Frames], tokens: list[list[int]], seconds: float) -> Batch:

@@ -5,21 +5,21 @@
 
 Every step is a function of (configuration, step number, weights, optimizer state): batches are planned from (seed,
 epoch), augmentation is drawn from (seed, epoch, batch), dropout is seeded by the step. Hence a run that was killed goes
-on from its last checkpoint with the very losses it would have had.
+on from its last checkpoint with the very losses it would have had: to the last digit on a CPU with the same number of
+processes and threads, and as nearly as its kernels are deterministic on a GPU.
 """
 
 import copy
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from asr.ctc import collapse, ctc_loss
 from asr.encoder import Encoder
@@ -27,50 +27,99 @@ from asr.errors import ASRError
 from asr.text import normalize
 from asr.tokenizer import Tokenizer
 from asr.training import checkpoint
-from asr.training.checkpoint import Checkpoint
-from asr.training.config import OptimizerConfig, TrainingConfig
-from asr.training.data import AudioStore, Batch, PlainBatches, TrainingBatches, statistics, usable
+from asr.training.checkpoint import BEST, LAST, Checkpoint
+from asr.training.config import OptimizerConfig, TrainingConfig, differences
+from asr.training.data import AudioStore, Batch, PlainBatches, TrainingBatches, prefetched, statistics, usable
 from asr.training.log import RunLog
 from asr.training.manifest import Utterance, read
+from asr.training.processes import Interruption, Place, joined
+
+PACKED_FILE = "audio.i16"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which of how many processes this is, and where its tensors live."""
+class Corpus:
+    """What a run learns from and is measured on."""
 
-    rank: int
-    world: int
-    device: torch.device
-
-    @classmethod
-    def join(cls) -> "Place":
-        """From torchrun's environment; alone where there is none. NCCL on CUDA, gloo on the CPU."""
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        cuda = torch.cuda.is_available()
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(device)
-        if world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
-        return cls(rank, world, device)
+    tokenizer: Tokenizer
+    utterances: list[Utterance]
+    store: AudioStore
+    dev: PlainBatches | None
+    left_out: int  # utterances whose length, text or corpus excludes them from training
 
 
-def rate_at(step: int, config: OptimizerConfig) -> float:
-    """Learning rate of a step (from 0): linear warm-up, constant, linear decay to zero."""
-    warm = (step + 1) / max(1, config.warmup_steps)
-    left = (config.steps - step) / max(1, config.decay_steps)
-    return config.peak_rate * min(1.0, warm, left)
+class Learner:
+    """Encoder, averaged weights and optimizer, and how far they have come: `batch` batches into `epoch`."""
 
+    def __init__(
+        self, config: TrainingConfig, corpus: Corpus, place: Place, past: Checkpoint | None, init: Checkpoint | None
+    ) -> None:
+        vocabulary = len(corpus.tokenizer.tokens)
+        self.config = replace(config, encoder=replace(config.encoder, vocabulary=vocabulary))
+        self._tokenizer, self._place = corpus.tokenizer, place
+        torch.manual_seed(config.optimizer.seed)
+        self._encoder = Encoder(self.config.encoder)
+        if past:
+            self._encoder.load_state_dict(past.weights)
+        elif init:
+            self._encoder.load_state_dict(init.average)
+        else:
+            mean, std = statistics(corpus.store, len(corpus.utterances), config.features)
+            self._encoder.mean.copy_(torch.from_numpy(mean))
+            self._encoder.std.copy_(torch.from_numpy(std))
+        self._encoder.to(place.device)
+        self.average = copy.deepcopy(self._encoder).eval()
+        self._optimizer = torch.optim.AdamW(
+            _parameter_groups(self._encoder, config.optimizer), lr=0.0, betas=(0.9, 0.98)
+        )
+        if past:
+            self.average.load_state_dict(past.average)
+            self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": past.optimizer["state"]})
+        self._model: nn.Module = self._encoder
+        if place.world > 1:
+            self._model = DistributedDataParallel(self._encoder, broadcast_buffers=False)
+        self.step, self.epoch, self.batch = (past.step, past.epoch, past.batch) if past else (0, 0, 0)
+        self.audio_seconds = past.audio_seconds if past else 0.0
 
-def average_into(average: nn.Module, encoder: nn.Module, decay: float) -> None:
-    """Moves the averaged weights a share of 1 - decay towards the current ones."""
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1 - decay)
+    def learn(self, batch: Batch) -> tuple[float, float, float]:
+        """One update; returns the loss in nats per token, the gradient's norm and the learning rate.
 
+        Loss and gradient are means over the tokens of all processes' batches: those of one batch that held them all.
+        A gradient that is not finite is left out.
+        """
+        optimizer, world, device = self._optimizer, self._place.world, self._place.device
+        rate = rate_at(self.step, self.config.optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(self.config.optimizer.seed * 1_000_003 + self.step * world + self._place.rank)
+        self._model.train()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            log_probs, lengths = self._model(batch.features.to(device, non_blocking=True), batch.lengths.to(device))
+        nll = ctc_loss(log_probs, lengths, batch.targets.to(device), batch.target_lengths.to(device)).sum()
+        total, tokens = self._place.sum(torch.stack((nll.detach(), batch.target_lengths.sum().to(nll))))
+        (nll * world / tokens).backward()  # DistributedDataParallel divides the sum of gradients by `world`
+        norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), self.config.optimizer.clip_norm))
+        if norm < float("inf"):
+            optimizer.step()
+        average_into(self.average, self._encoder, self.step, self.config.optimizer)
+        self.step, self.batch = self.step + 1, self.batch + world
+        self.audio_seconds += batch.seconds * world
+        return float(total / tokens), norm, rate
 
-def gather(sources: list[str], data: Path) -> list[Utterance]:
-    """Utterances of all sources; each is a manifest or a LibriSpeech folder, relative to `data`."""
-    return [u for source in sources for u in read(data / source)]
+    def checkpoint(self) -> Checkpoint:
+        """Everything, as it is now."""
+        return Checkpoint(
+            self.config,
+            self._tokenizer,
+            self._encoder.state_dict(),
+            self.average.state_dict(),
+            self._optimizer.state_dict(),
+            self.step,
+            self.epoch,
+            self.batch,
+            self.audio_seconds,
+        )
 
 
 def train(
@@ -85,125 +134,73 @@ def train(
     """Trains until the configured number of steps, or `steps` more, and returns the last checkpoint.
 
     `output` receives last.pt, best.pt, losses.tsv and TensorBoard files; a run that it holds goes on from last.pt.
-    `init` is a checkpoint whose averaged weights the run begins with.
+    `init` is a checkpoint, or a run's folder, whose averaged weights and tokenizer the run begins with. The processes
+    of a run share `output`. Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint.
+
+    Raises:
+        ASRError: data, configuration or checkpoint cannot be used; the message says why.
+        KeyboardInterrupt: the run was interrupted; everything is saved.
     """
-    place = Place.join()
-    output.mkdir(parents=True, exist_ok=True)
-    past = checkpoint.load(output) if resume and (output / "last.pt").exists() else None
-    heard = gather(config.data.train, data)
-    tokenizer = past.tokenizer if past else _tokenizer(config, heard, init, output)
-    config = replace(config, encoder=replace(config.encoder, vocabulary=len(tokenizer.tokens)))
-    if past and replace(past.config, optimizer=config.optimizer) != config:
-        raise ASRError(
-            f"{output} holds a run with another configuration; choose another --output, or begin "
-            "afresh with --no-resume"
-        )
-    utterances = usable(heard, tokenizer, config)
-    dev = usable(gather(config.data.dev, data), tokenizer, config)
-    if not utterances:
-        raise ASRError(
-            f"none of the {len(heard)} training utterances is usable; check passes and min/max_seconds in [data]"
-        )
-    if place.rank == 0 and config.data.pack:
-        AudioStore(utterances, config.features.sample_rate, output / "audio.i16")
-    if place.world > 1:
-        dist.barrier()
-    store = AudioStore(utterances, config.features.sample_rate, output / "audio.i16" if config.data.pack else None)
-    dev_batches = PlainBatches(dev, AudioStore(dev, config.features.sample_rate), tokenizer, config)
-
-    torch.manual_seed(config.optimizer.seed)
-    encoder = Encoder(config.encoder)
-    if past:
-        encoder.load_state_dict(past.weights)
-    elif init:
-        encoder.load_state_dict(checkpoint.load(init).average)
-    else:
-        mean, std = statistics(store, len(utterances), config.features)
-        encoder.mean.copy_(torch.from_numpy(mean))
-        encoder.std.copy_(torch.from_numpy(std))
-    encoder.to(place.device)
-    fill = encoder.mean.cpu().numpy()
-    average = copy.deepcopy(encoder).eval()
-    if past:
-        average.load_state_dict(past.average)
-    optimizer = torch.optim.AdamW(_parameter_groups(encoder, config.optimizer), lr=0.0, betas=(0.9, 0.98))
-    if past:
-        optimizer.load_state_dict(past.optimizer)
-    model = DistributedDataParallel(encoder) if place.world > 1 else encoder
-
-    step, epoch, first = (past.step, past.epoch, past.batch) if past else (0, 0, 0)
-    audio_seconds = past.audio_seconds if past else 0.0
-    last_step = min(config.optimizer.steps, step + steps) if steps is not None else config.optimizer.steps
-    log = RunLog(output, step, config.optimizer.steps) if place.rank == 0 else None
-
-    def state() -> Checkpoint:
-        return Checkpoint(
-            config, tokenizer, encoder.state_dict(), average.state_dict(), optimizer.state_dict(),
-            step, epoch, first, audio_seconds,
-        )  # fmt: skip
-
-    saved = time.monotonic()
-    while step < last_step:
-        batches = TrainingBatches(utterances, store, tokenizer, config, fill, epoch)
-        for batch in _share(batches, first, place, workers):
-            rate = rate_at(step, config.optimizer)
-            torch.manual_seed(config.optimizer.seed * 1_000_003 + step * place.world + place.rank)
-            loss, norm = _step(model, batch, optimizer, rate, config.optimizer.clip_norm, place.device)
-            average_into(average, encoder, min(config.optimizer.average, (step + 1) / (step + 10)))
-            step, first = step + 1, first + place.world
-            audio_seconds += batch.seconds * place.world
-            if log:
-                log.train(step, loss, norm, rate, batch.seconds * place.world)
-                if dev and (step % config.optimizer.dev_every == 0 or step == config.optimizer.steps):
-                    is_best = log.dev(step, *measure(average, dev_batches, tokenizer, place.device))
-                    if is_best:
-                        checkpoint.save(state(), output / "best.pt")
-                if time.monotonic() - saved > 60 * config.optimizer.checkpoint_minutes:
+    options = config.optimizer
+    with joined() as place, Interruption() as interruption:
+        past, initial = _beginning(config, output, init, resume)
+        corpus = _corpus(config, data, output, past or initial, place)
+        learner = Learner(config, corpus, place, past, initial)
+        last_step = options.steps if steps is None else min(options.steps, learner.step + steps)
+        saved = time.monotonic()
+        with _log(output, learner, place) as log, closing(_batches(learner, corpus, place, workers)) as batches:
+            if log and corpus.left_out:
+                log.note(f"{len(corpus.utterances)} utterances are learnt from, {corpus.left_out} left out by [data]")
+            while learner.step < last_step and not place.any(interruption.wanted):
+                batch = next(batches)
+                loss, norm, rate = learner.learn(batch)
+                if not log:
+                    continue
+                log.train(learner.step, loss, norm, rate, batch.seconds * place.world)
+                if corpus.dev and (learner.step % options.dev_every == 0 or learner.step == options.steps):
+                    measured = measure(learner.average, corpus.dev, corpus.tokenizer, place.device, workers)
+                    if log.dev(learner.step, *measured):
+                        checkpoint.save(learner.checkpoint(), output / BEST)
+                if time.monotonic() - saved >= 60 * options.checkpoint_minutes:
                     log.flush()
-                    checkpoint.save(state(), output / "last.pt")
+                    checkpoint.save(learner.checkpoint(), output / LAST)
                     saved = time.monotonic()
-            if step == last_step:
-                break
-        if first >= len(batches) // place.world * place.world:
-            epoch, first = epoch + 1, 0
-    if log:
-        log.close()
-        checkpoint.save(state(), output / "last.pt")
-    if place.world > 1:
-        dist.barrier()
-    return state()
+            if log:
+                log.flush()
+                checkpoint.save(learner.checkpoint(), output / LAST)
+                log.note(f"step {learner.step} of {options.steps} is done; {output / LAST} holds the run")
+        place.wait()
+    if interruption.wanted:
+        raise KeyboardInterrupt
+    return learner.checkpoint()
 
 
-def _step(
-    model: nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    rate: float,
-    clip_norm: float,
-    device: torch.device,
-) -> tuple[float, float]:
-    """One update; returns the loss in nats per token and the gradient's norm; one that is not finite is left out."""
-    model.train()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss = _loss(model, batch, device)
-    loss.backward()
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
-    if norm < float("inf"):
-        optimizer.step()
-    return loss.item(), norm
+def rate_at(step: int, config: OptimizerConfig) -> float:
+    """Learning rate of a step (from 0): linear warm-up, constant, linear decay to zero."""
+    warm = (step + 1) / max(1, config.warmup_steps)
+    left = (config.steps - step) / max(1, config.decay_steps)
+    return config.peak_rate * min(1.0, warm, left)
 
 
-def _loss(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-    with torch.autocast(device.type, torch.bfloat16):
-        log_probs, lengths = model(batch.features.to(device, non_blocking=True), batch.lengths.to(device))
-    nll = ctc_loss(log_probs, lengths, batch.targets.to(device), batch.target_lengths.to(device))
-    return nll.sum() / batch.target_lengths.sum()
+def average_into(average: nn.Module, encoder: nn.Module, step: int, config: OptimizerConfig) -> None:
+    """Moves the averaged weights towards those after `step` (from 0): an exponential moving average of all steps.
+
+    It looks back over about 1 / (1 - decay) steps, fewer at first so that the initial weights are soon forgotten
+    (Polyak & Juditsky, 1992). It does the work of an average of the last N checkpoints without keeping them, and is
+    what is measured, exported and fine-tuned.
+    """
+    decay = min(config.average, (step + 1) / (step + 10))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1 - decay)
+
+
+def gather(sources: list[str], data: Path) -> list[Utterance]:
+    """Utterances of all sources; each is a manifest or a LibriSpeech folder, relative to `data`."""
+    return [u for source in sources for u in read(data / source)]
 
 
 def measure(
-    encoder: Encoder, batches: PlainBatches, tokenizer: Tokenizer, device: torch.device
+    encoder: Encoder, batches: PlainBatches, tokenizer: Tokenizer, device: torch.device, workers: int = 0
 ) -> tuple[float, float, float]:
     """Loss in nats per token, and greedy word and character error rates, of plain utterances."""
     import jiwer
@@ -212,12 +209,10 @@ def measure(
     nll, count = 0.0, 0
     references, hypotheses = [], []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-        for number in range(len(batches)):
-            batch = batches[number]
+        for batch in prefetched(batches, range(len(batches)), workers):
             log_probs, lengths = encoder(batch.features.to(device), batch.lengths.to(device))
-            tokens = int(batch.target_lengths.sum())
             nll += float(ctc_loss(log_probs, lengths, batch.targets.to(device), batch.target_lengths.to(device)).sum())
-            count += tokens
+            count += int(batch.target_lengths.sum())
             texts = batch.targets.split(batch.target_lengths.tolist())
             references += [tokenizer.decode(ids.tolist()) for ids in texts]
             for row, length in zip(log_probs.argmax(-1).cpu().numpy(), lengths.tolist(), strict=True):
@@ -225,29 +220,98 @@ def measure(
     return nll / count, jiwer.wer(references, hypotheses), jiwer.cer(references, hypotheses)
 
 
-def _share(batches: TrainingBatches, first: int, place: Place, workers: int) -> Iterator[Batch]:
-    """This process's batches from number `first` on; each process gets as many as any other."""
-    whole = len(batches) // place.world * place.world
-    numbers = range(first + place.rank, whole, place.world)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=place.device.type == "cuda",
-    )
-    return iter(loader)
+def _beginning(
+    config: TrainingConfig, output: Path, init: Path | None, resume: bool
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The run that goes on, or else the one whose weights a new run is given, where there are such."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ASRError(f"cannot make the folder {output}: {error.strerror}; choose another --output") from None
+    if resume and (output / LAST).exists():
+        past = checkpoint.load(output)
+        if changed := _changes(past, config, but=("optimizer.",)):
+            raise ASRError(
+                f"{output} holds a run with {changed}; choose another --output, or begin afresh with --no-resume"
+            )
+        return past, None
+    if init is None:
+        return None, None
+    initial = checkpoint.load(init)
+    if changed := _changes(initial, config, but=("name", "data.", "augment.", "optimizer.", "encoder.dropout")):
+        raise ASRError(f"{init} holds weights with {changed}; change the configuration, or begin without --init")
+    return None, initial
 
 
-def _tokenizer(config: TrainingConfig, heard: list[Utterance], init: Path | None, output: Path) -> Tokenizer:
-    if init:
-        return checkpoint.load(init).tokenizer
-    if config.data.unit == "characters":
-        return Tokenizer()
-    if config.data.unit == "pieces":
-        return Tokenizer.train_pieces((normalize(u.text) for u in heard), config.data.pieces, output)
-    raise ASRError(f"[data] unit is {config.data.unit!r}; choose characters or pieces")
+def _changes(given: Checkpoint, config: TrainingConfig, but: tuple[str, ...]) -> str:
+    """In words, the settings of a checkpoint that differ from a configuration's, but for those with these prefixes."""
+    wanted = replace(config, encoder=replace(config.encoder, vocabulary=given.config.encoder.vocabulary))
+    changed = differences(given.config, wanted).items()
+    return ", ".join(f"{name} = {old!r} and not {new!r}" for name, (old, new) in changed if not name.startswith(but))
+
+
+def _corpus(config: TrainingConfig, data: Path, output: Path, given: Checkpoint | None, place: Place) -> Corpus:
+    """Reads the sources; the first process puts tokenizer and decoded audio into `output`, for all."""
+    heard = gather(config.data.train, data)
+    if place.is_first:
+        _put_tokenizer(config, heard, given, output)
+    place.wait()
+    tokenizer = Tokenizer.load(output)
+    utterances = [u for u in usable(heard, tokenizer, config) if config.data.passes.get(u.corpus, 1.0) > 0]
+    if not utterances:
+        raise ASRError(
+            f"none of the {len(heard)} training utterances can be used: their lengths, texts or corpora are not those "
+            "that [data] asks for; check passes, min_seconds and max_seconds"
+        )
+    rate, packed = config.features.sample_rate, output / PACKED_FILE if config.data.pack else None
+    if place.is_first:
+        AudioStore(utterances, rate, packed)
+    place.wait()
+    store = AudioStore(utterances, rate, packed)
+    dev = None
+    if config.data.dev and place.is_first:
+        dev_utterances = usable(gather(config.data.dev, data), tokenizer, config)
+        if not dev_utterances:
+            raise ASRError("none of the dev utterances can be used; check min_seconds and max_seconds in [data]")
+        dev = PlainBatches(dev_utterances, AudioStore(dev_utterances, rate), tokenizer, config)
+    return Corpus(tokenizer, utterances, store, dev, len(heard) - len(utterances))
+
+
+def _put_tokenizer(config: TrainingConfig, heard: list[Utterance], given: Checkpoint | None, output: Path) -> None:
+    """Puts the tokenizer of the given checkpoint, or a new one, into `output`."""
+    if given or config.data.unit == "characters":
+        checkpoint.save_tokenizer(given.tokenizer if given else Tokenizer(), output)
+        return
+    with TemporaryDirectory() as folder:
+        try:
+            tokenizer = Tokenizer.train_pieces((normalize(u.text) for u in heard), config.data.pieces, folder)
+        except RuntimeError as error:
+            reason = str(error).rpartition("] ")[2]
+            raise ASRError(
+                f"cannot cut the texts into {config.data.pieces} pieces: {reason} Change pieces in [data]"
+            ) from None
+        checkpoint.save_tokenizer(tokenizer, output)
+
+
+def _log(output: Path, learner: Learner, place: Place) -> AbstractContextManager[RunLog | None]:
+    return RunLog(output, learner.step, learner.config.optimizer.steps) if place.is_first else nullcontext()
+
+
+def _batches(learner: Learner, corpus: Corpus, place: Place, workers: int) -> Generator[Batch, None, None]:
+    """This process's batches from where the learner is, epoch after epoch."""
+    config = learner.config
+    fill = learner.average.mean.cpu().numpy()
+    while True:
+        batches = TrainingBatches(corpus.utterances, corpus.store, corpus.tokenizer, config, fill, learner.epoch)
+        whole = len(batches) // place.world * place.world  # each process gets as many as any other
+        if not whole:
+            raise ASRError(
+                f"an epoch of {len(batches)} batches is too short for {place.world} processes; lower batch_seconds or "
+                "raise passes in [data]"
+            )
+        numbers = range(learner.batch + place.rank, whole, place.world)
+        yield from prefetched(batches, numbers, workers, place.device.type == "cuda")
+        learner.epoch, learner.batch = learner.epoch + 1, 0
 
 
 def _parameter_groups(encoder: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
