@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from asr import __version__
 from asr.errors import ASRError
 
 VERBS = ("transcribe", "live", "devices", "train", "evaluate", "export", "lm")
@@ -59,7 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     verbs = VERBS if not arguments or arguments[0] not in VERBS else (arguments[0],)
-    parser = argparse.ArgumentParser(prog="asr", description=DESCRIPTION, epilog="asr VERB --help says more.")
+    parser = argparse.ArgumentParser(
+        prog="asr",
+        description=DESCRIPTION,
+        epilog="asr VERB --help says more.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+    )
+    parser.add_argument("--version", action="version", version=f"asr {__version__}")
     verb_parsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     modules: dict[str, ModuleType] = {}
     for verb in verbs:

@@ -92,15 +92,16 @@ def find(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
     problems = []
     for argument in arguments:
         path = Path(argument)
-        if argument and (path.exists() or path == STDIN or not glob.has_magic(argument)):
-            matches = [path]
-        else:
+        if not argument:
+            matches, problem = [], "a name on the command line is empty; check the command"
+        elif glob.has_magic(argument) and not path.exists():
             matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+            problem = f'no recording matches "{argument}"; check the pattern'
+        else:
+            matches, problem = [path], f"{path} holds no recording; name a file to have it tried whatever its suffix"
         recordings = [recording for match in matches for recording in _in_folder(match)]
-        if path.is_dir() and not recordings:
-            problems.append(f"{argument} holds no recording; name a file to have it tried whatever its suffix")
-        elif not recordings:
-            problems.append(f'no recording matches "{argument}"; check the pattern')
+        if not recordings:
+            problems.append(problem)
         for recording in recordings:
             found.setdefault(recording.resolve(), recording)
     return list(found.values()), problems
