@@ -62,7 +62,7 @@ def test_help_fits_a_screen_and_imports_no_heavy_package(verb: list[str]) -> Non
 
 def test_the_top_level_help_names_every_verb() -> None:
     text = asr("--help").stdout
-    assert all(f"\n    {verb} " in text for verb in VERBS)
+    assert all(f"\n  {verb} " in text for verb in VERBS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["nosuch"], ["transcribe"], ["transcribe", "--nosuch", "a.wav"]])

@@ -6,13 +6,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from asr import __version__
 from asr.errors import ASRError
 
 VERBS = ("transcribe", "live", "devices", "train", "evaluate", "export", "lm")
-DESCRIPTION = "Speech recognition on your own machine: recordings or a microphone in, words out."
+DESCRIPTION = "Speech recognition on your own machine: sound in, words out."
 TRACEBACK = "ASR_TRACEBACK"  # environment variable: where it is set, errors show where they come from
 
 FAILURE, WRONG_USE = 1, 2  # exit codes
@@ -60,20 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     verbs = VERBS if not arguments or arguments[0] not in VERBS else (arguments[0],)
+    modules = {verb: importlib.import_module(f"asr.cli.{verb}") for verb in verbs}
+    listed = "\n".join(f"  {verb:10}  {module.HELP}" for verb, module in modules.items())
     parser = argparse.ArgumentParser(
         prog="asr",
-        description=DESCRIPTION,
-        epilog="asr VERB --help says more.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+        description=f"{DESCRIPTION}\n\nverbs:\n{listed}\n\nasr VERB --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"asr {__version__}")
-    verb_parsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    modules: dict[str, ModuleType] = {}
-    for verb in verbs:
-        modules[verb] = importlib.import_module(f"asr.cli.{verb}")
-        summary = modules[verb].HELP
-        description = f"{summary[0].upper()}{summary[1:]}."
-        modules[verb].add_arguments(verb_parsers.add_parser(verb, help=summary, description=description))
+    parser.add_argument("--version", action="version", version=f"asr {__version__}", help="show the version and exit")
+    verb_parsers = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS)
+    for verb, module in modules.items():
+        description = f"{module.HELP[0].upper()}{module.HELP[1:]}."
+        module.add_arguments(verb_parsers.add_parser(verb, description=description))
     args = parser.parse_args(arguments)
     if args.verb is None:
         parser.print_help(sys.stderr)
