@@ -63,11 +63,12 @@ def _run(arguments: list[str]) -> int:
     listed = "\n".join(f"  {verb:10}  {module.HELP}" for verb, module in modules.items())
     parser = argparse.ArgumentParser(
         prog="asr",
+        usage="asr VERB ...",
         description=f"{DESCRIPTION}\n\nverbs:\n{listed}\n\nasr VERB --help says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"asr {__version__}", help="show the version and exit")
-    verb_parsers = parser.add_subparsers(dest="verb", metavar="VERB", help=argparse.SUPPRESS)
+    verb_parsers = parser.add_subparsers(prog="asr", dest="verb", metavar="VERB", help=argparse.SUPPRESS)
     for verb, module in modules.items():
         description = f"{module.HELP[0].upper()}{module.HELP[1:]}."
         module.add_arguments(verb_parsers.add_parser(verb, description=description))
