@@ -107,7 +107,7 @@ class Stream:
         self.sample_rate = check_rate(sample_rate)
         self._resampler = Resampler(self.sample_rate, features.sample_rate)
         self._front = _FrontEnd(model)
-        self._segmenter = Segmenter(model, decoder, rules)
+        self._segmenter = Segmenter(model.config, model.tokenizer.tokens, decoder, rules)
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
 

@@ -12,7 +12,7 @@ from asr.ctc import BLANK_ID
 from asr.decoding import Decoder
 from asr.decoding import Path as TokenPath
 from asr.errors import ASRError
-from asr.runtime import Model
+from asr.runtime import ModelConfig
 from asr.tokenizer import BOUNDARY
 from asr.transcript import Seconds, Segment, Word
 
@@ -76,13 +76,13 @@ class Segmenter:
 
     _state: Any  # the decoder's
 
-    def __init__(self, model: Model, decoder: Decoder, rules: EndpointRules) -> None:
+    def __init__(self, config: ModelConfig, tokens: list[str], decoder: Decoder, rules: EndpointRules) -> None:
         self.rules = rules
         self.duration: Seconds = math.inf  # of the stream, known when it has ended
         self._decoder = decoder
-        self._tokens = model.tokenizer.tokens
-        self._delay = model.config.delay_seconds
-        self._emission_seconds = model.config.emission_seconds
+        self._tokens = tokens
+        self._delay = config.delay_seconds
+        self._emission_seconds = config.emission_seconds
         self._silence, self._idle, self._longest, self._recent = (
             max(1, round(seconds / self._emission_seconds))
             for seconds in (rules.silence_seconds, rules.idle_seconds, rules.max_seconds, rules.cut_seconds)

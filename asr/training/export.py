@@ -82,6 +82,7 @@ def write_graph(encoder: Encoder, path: Path) -> None:
         # The exporter by tracing is the one that writes whole LSTM nodes; torch 2.11, which is pinned, still has it.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         torch.onnx.export(
             step,
             arguments,
@@ -97,14 +98,18 @@ def write_graph(encoder: Encoder, path: Path) -> None:
 
 
 def quantise(graph: Path, quantised: Path) -> None:
-    """Writes the graph with 8-bit weights in its recurrent and linear layers; the convolutions stay in float.
+    """Writes the graph with integer weights in its recurrent and linear layers; the convolutions stay in float.
 
-    One scale per output channel. Weights are unsigned: with signed ones, processors without VNNI saturate when they add
-    up products, and would need weights of 7 bits.
+    One scale per output channel, and 7 bits: with 8, processors without VNNI saturate when they add two products.
     """
     quant_pre_process(graph, quantised, skip_symbolic_shape=True)
     quantize_dynamic(
-        quantised, quantised, op_types_to_quantize=["LSTM", "MatMul"], per_channel=True, weight_type=QuantType.QUInt8
+        quantised,
+        quantised,
+        op_types_to_quantize=["LSTM", "MatMul"],
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=True,
     )
 
 
