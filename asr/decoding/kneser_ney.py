@@ -36,6 +36,7 @@ class Corpus:
 
     words: list[str]
     ids: Ids
+    left_out: int = 0  # passages dropped because they share words with held-out texts
 
 
 def read_passages(paths: Iterable[str | Path], passage_words: int = 0) -> Iterator[str]:
@@ -48,8 +49,8 @@ def read_passages(paths: Iterable[str | Path], passage_words: int = 0) -> Iterat
         try:
             with _open(path) as file:
                 lines = [line for line in file.read().splitlines() if not line.startswith("#####")]
-        except (OSError, UnicodeDecodeError, lzma.LZMAError) as error:
-            raise ASRError(f"cannot read the text {path}: {error}") from None
+        except (UnicodeDecodeError, lzma.LZMAError, EOFError):
+            raise ASRError(f"{path} is not text in UTF-8, plain or packed with xz; convert it first") from None
         passages = lines if passage_words == 0 else _cut_at_pauses(" ".join(lines), passage_words)
         yield from filter(None, map(normalize, passages))
 
@@ -86,8 +87,11 @@ def build_corpus(passages: Iterable[str], vocabulary: int, held_out: Iterable[st
         raise ASRError("the texts hold no words; name files with at least one line of words")
     ids = np.concatenate(stream)
     passage_of = np.repeat(np.arange(len(lengths)), lengths)
-    kept = ~np.isin(passage_of, _sharing(ids, passage_of, [[types[w] for w in text.split()] for text in held_out]))
+    sharing = _sharing(ids, passage_of, [[types[word] for word in text.split()] for text in held_out])
+    kept = ~np.isin(passage_of, sharing)
     ids, passage_of = ids[kept], passage_of[kept]
+    if len(ids) == 0:
+        raise ASRError("every passage shares words with the held-out texts; name other texts to train on")
 
     counts = np.bincount(ids, minlength=len(types))
     spelled = list(types)
@@ -95,7 +99,8 @@ def build_corpus(passages: Iterable[str], vocabulary: int, held_out: Iterable[st
     chosen = sorted((i for i in frequent if counts[i]), key=lambda i: spelled[i])
     new_id = np.full(len(types), UNKNOWN_ID)
     new_id[chosen] = np.arange(len(chosen)) + len(SPECIALS)
-    return Corpus([*SPECIALS, *(spelled[i] for i in chosen)], _with_edges(new_id[ids], passage_of))
+    words = [*SPECIALS, *(spelled[i] for i in chosen)]
+    return Corpus(words, _with_edges(new_id[ids], passage_of), len(sharing))
 
 
 def _sharing(ids: NDArray[np.int32], passage_of: Ids, held_out: Sequence[Sequence[int]]) -> Ids:
@@ -267,3 +272,10 @@ def train(corpus: Corpus, order: int, threshold: float = 0.0) -> NgramModel:
     estimates = _estimate(levels)
     kept = _prune(levels, estimates, threshold) if threshold else [np.ones(len(level.word), bool) for level in levels]
     return NgramModel.from_levels(corpus.words, _to_levels(levels, estimates, kept))
+
+
+def perplexity(model: NgramModel, sentences: Sequence[Ids], end: bool) -> float:
+    """Perplexity of the known words of sentences that begin with <s>, and of their ends if asked for."""
+    known = [np.append(ids, END_ID) != UNKNOWN_ID if end else ids != UNKNOWN_ID for ids in sentences]
+    log_probs = np.concatenate([x[mask] for x, mask in zip(model.log_probs(sentences, end=end), known, strict=True)])
+    return float(np.exp(-log_probs.mean(dtype=np.float64)))

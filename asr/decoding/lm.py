@@ -49,18 +49,23 @@ class _Values(Protocol):
 
 @dataclass(frozen=True)
 class Quantised:
-    """Values stored as codes into a table of 2^8 or 2^16 equal steps; off by at most half a step."""
+    """Values stored as 8-bit or 16-bit codes: equal steps from `low` to `high`, off by at most half a step."""
 
     codes: NDArray[np.unsignedinteger]
-    table: Floats
+    low: float
+    high: float
 
     def __getitem__(self, index: Ids) -> Floats:
-        return self.table[self.codes[index]]
+        return self._table[self.codes[index]]
+
+    @cached_property
+    def _table(self) -> Floats:
+        return np.linspace(self.low, self.high, np.iinfo(self.codes.dtype).max + 1, dtype=np.float32)
 
     @property
     def largest_error(self) -> float:
         """Half a step, in the unit of the values."""
-        return float(self.table[1] - self.table[0]) / 2
+        return (self.high - self.low) / np.iinfo(self.codes.dtype).max / 2
 
     @classmethod
     def of(cls, values: Floats, code: type[np.unsignedinteger]) -> "Quantised":
@@ -68,8 +73,7 @@ class Quantised:
         steps = np.iinfo(code).max
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
         high = max(high, low + 1e-6)
-        table = np.linspace(low, high, steps + 1, dtype=np.float32)
-        return cls(np.rint((values - low) / (high - low) * steps).astype(code), table)
+        return cls(np.rint((values - low) / (high - low) * steps).astype(code), low, high)
 
 
 class NgramModel:
@@ -208,20 +212,19 @@ class NgramModel:
             "children": children.astype(_smallest(int(children.max()))),
             "word": word[n:].astype(_smallest(n)),
             "unigram": unigram.codes,
-            "unigram_table": unigram.table,
             "ngram": ngram.codes,
-            "ngram_table": ngram.table,
             "backoff": backoff.codes,
-            "backoff_table": backoff.table,
             "link": self._link[derived:].astype(np.int32),
         }
+        ranges = {name: (q.low, q.high) for name, q in (("unigram", unigram), ("ngram", ngram), ("backoff", backoff))}
         with open(path, "wb") as file:
-            _write_sections(file, {"order": self.order, "counts": self.counts}, sections)
+            _write_sections(file, {"order": self.order, "counts": self.counts, "ranges": ranges}, sections)
 
     @classmethod
     def load(cls, path: str | Path) -> "NgramModel":
         """Maps a saved model into memory."""
         header, section = _read_sections(path)
+        ranges = header["ranges"]
         order, counts = header["order"], header["counts"]
         n, contexts = counts[0], len(section["backoff"])
         keys = np.repeat(np.arange(len(section["children"]), dtype=np.int64), section["children"])
@@ -235,11 +238,11 @@ class NgramModel:
             link[1 + n : 1 + n + pairs] += 1
             link[1 + n + pairs :] = section["link"]
         log_prob = _Stacked(
-            Quantised(section["unigram"], section["unigram_table"]),
-            Quantised(section["ngram"], section["ngram_table"]),
+            Quantised(section["unigram"], *ranges["unigram"]),
+            Quantised(section["ngram"], *ranges["ngram"]),
             n,
         )
-        backoff = Quantised(section["backoff"], section["backoff_table"])
+        backoff = Quantised(section["backoff"], *ranges["backoff"])
         return cls(order, section["words"].tobytes(), counts, keys, log_prob, backoff, link)
 
     def write_arpa(self, file: TextIO) -> None:
@@ -270,6 +273,15 @@ class NgramModel:
     @classmethod
     def read_arpa(cls, file: TextIO) -> "NgramModel":
         """Reads ARPA text; words keep their spelling, <unk>, <s> and </s> come first whatever their place."""
+        try:
+            return cls._parse_arpa(file)
+        except (ValueError, IndexError) as error:
+            if isinstance(error, ASRError):
+                raise
+            raise ASRError(f"the ARPA file holds something else where a number belongs: {error}") from None
+
+    @classmethod
+    def _parse_arpa(cls, file: TextIO) -> "NgramModel":
         lines = (line.rstrip("\n") for line in file)
         counts = _arpa_counts(lines)
         levels: list[Level] = []
