@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.cli import VERBS, UsageError, devices, main
-from asr.cli.transcribe import FORMATS, SUFFIXES, find, output_names
+from asr.cli.transcribe import FORMATS, SUFFIXES, find, output_names, write_to_stdout
 from asr.errors import ASRError
-from asr.transcript import WRITERS
+from asr.transcript import WRITERS, Segment, Word
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
@@ -26,12 +26,24 @@ CLIP = DATA / "26-495-0007.flac"
 OTHER_CLIP = DATA / "1462-170138-0007.ogg"
 TIME_LIMIT = 120  # seconds for one command
 
+Transcribe = Callable[..., subprocess.CompletedProcess[str]]
+
 
 def asr(*arguments: str | Path, stdin: bytes = b"", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs the real command."""
     command = [sys.executable, str(ROOT / "run_asr.py"), *map(str, arguments)]
     done = subprocess.run(command, input=stdin, cwd=cwd, capture_output=True, timeout=TIME_LIMIT, check=False)
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture
+def transcribe(tiny_model: Path) -> Transcribe:
+    """Runs `asr transcribe` with a small model."""
+
+    def run(*arguments: str | Path, stdin: bytes = b"", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        return asr("transcribe", "--model", tiny_model, *arguments, stdin=stdin, cwd=cwd)
+
+    return run
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
@@ -122,8 +134,9 @@ def test_a_missing_train_extra_is_named(package: str, arguments: list[str]) -> N
     )
 
 
-def test_ctrl_c_is_quiet() -> None:
+def test_ctrl_c_is_quiet(tiny_model: Path) -> None:
     command = [sys.executable, str(ROOT / "run_asr.py"), "transcribe", "-", "--sample-rate", "16000"]
+    command += ["--model", str(tiny_model)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(bytes(1 << 20))  # more than a pipe holds: when it is written the command is reading
@@ -133,8 +146,9 @@ def test_ctrl_c_is_quiet() -> None:
     assert (output, errors) == (b"", b"")
 
 
-def test_a_closed_pipe_is_quiet() -> None:
+def test_a_closed_pipe_is_quiet(tiny_model: Path) -> None:
     command = [sys.executable, str(ROOT / "run_asr.py"), "transcribe", str(CLIP), str(OTHER_CLIP)]
+    command += ["--model", str(tiny_model)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
@@ -199,18 +213,18 @@ def test_a_recording_is_printed() -> None:
     assert len(words_of(done.stdout) & words_of("or rather at the upper end of drury lane")) >= 5
 
 
-def test_every_format_is_written_under_the_recordings_name(tmp_path: Path) -> None:
-    done = asr("transcribe", CLIP, OTHER_CLIP, "--format", "all", "--output-dir", tmp_path / "new" / "folder")
+def test_every_format_is_written_under_the_recordings_name(tmp_path: Path, transcribe: Transcribe) -> None:
+    done = transcribe(CLIP, OTHER_CLIP, "--format", "all", "--output-dir", tmp_path / "new" / "folder")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     files = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     assert files == {f"{clip.stem}.{name}" for clip in (CLIP, OTHER_CLIP) for name in FORMATS}
     for name in FORMATS:
-        alone = asr("transcribe", CLIP, "--format", name)
+        alone = transcribe(CLIP, "--format", name)
         assert alone.stdout == (tmp_path / "new" / "folder" / f"{CLIP.stem}.{name}").read_text()
 
 
-def test_json_has_text_segments_and_words_with_times(tmp_path: Path) -> None:
-    document = json.loads(asr("transcribe", CLIP, "--format", "json").stdout)
+def test_json_has_text_segments_and_words_with_times(tmp_path: Path, transcribe: Transcribe) -> None:
+    document = json.loads(transcribe(CLIP, "--format", "json").stdout)
     assert list(document) == ["text", "segments", "words"]
     assert " ".join(word["text"] for word in document["words"]) == document["text"]
     times = [time for word in document["words"] for time in (word["start"], word["end"])]
@@ -219,31 +233,52 @@ def test_json_has_text_segments_and_words_with_times(tmp_path: Path) -> None:
     assert all(0 <= word["confidence"] <= 1 for word in document["words"])
 
 
-def test_several_recordings_are_told_apart_on_standard_output() -> None:
-    text = asr("transcribe", CLIP, OTHER_CLIP).stdout
+def test_several_recordings_are_told_apart_on_standard_output(transcribe: Transcribe) -> None:
+    text = transcribe(CLIP, OTHER_CLIP).stdout
     assert [line for line in text.splitlines() if line.startswith("==>")] == [
         f"==> {CLIP} <==",
         f"==> {OTHER_CLIP} <==",
     ]
-    lines = asr("transcribe", CLIP, OTHER_CLIP, "--format", "json").stdout.splitlines()
+    lines = transcribe(CLIP, OTHER_CLIP, "--format", "json").stdout.splitlines()
     assert [json.loads(line)["file"] for line in lines] == [str(CLIP), str(OTHER_CLIP)]
 
 
-def test_raw_samples_on_standard_input_give_the_words_of_their_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["txt", "tsv", "srt", "vtt"])
+def test_segments_are_printed_as_they_come(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def segments() -> Iterator[Segment]:
+        for number, text in enumerate(("one", "two", "three")):
+            yield Segment.of((Word(text, number, number + 0.5, 1.0),))
+            assert text in capsys.readouterr().out
+
+    write_to_stdout(segments(), name, "a.wav")
+
+
+def test_a_bar_is_shown_on_a_terminal_and_only_there(tiny_model: Path) -> None:
+    command = [sys.executable, str(ROOT / "run_asr.py"), "transcribe", str(CLIP), str(OTHER_CLIP)]
+    command += ["--model", str(tiny_model)]
+    terminal, other_end = os.openpty()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=other_end, timeout=TIME_LIMIT, check=True)
+    os.close(other_end)
+    assert CLIP.name.encode() in os.read(terminal, 100_000)
+    os.close(terminal)
+    assert done.stdout == subprocess.run(command, capture_output=True, timeout=TIME_LIMIT, check=True).stdout
+
+
+def test_raw_samples_on_standard_input_give_the_words_of_their_file(tmp_path: Path, transcribe: Transcribe) -> None:
     samples, rate = soundfile.read(CLIP, dtype="int16")
-    piped = asr("transcribe", "-", "--sample-rate", str(rate), "--output-dir", tmp_path, stdin=samples.tobytes())
+    piped = transcribe("-", "--sample-rate", str(rate), "--output-dir", tmp_path, stdin=samples.tobytes())
     assert (piped.returncode, piped.stderr) == (0, "")
-    assert (tmp_path / "stdin.txt").read_text() == asr("transcribe", CLIP).stdout
+    assert (tmp_path / "stdin.txt").read_text() == transcribe(CLIP).stdout
 
 
-def test_recordings_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+def test_recordings_of_one_name_do_not_overwrite_each_other(tmp_path: Path, transcribe: Transcribe) -> None:
     twin = tmp_path / "in" / "26-495-0007.wav"
     twin.parent.mkdir()
     soundfile.write(twin, np.zeros(16_000), 16_000)
-    done = asr("transcribe", CLIP, twin, "--output-dir", tmp_path)
+    done = transcribe(CLIP, twin, "--output-dir", tmp_path)
     assert done.returncode == 0
     assert done.stderr == f"asr: {twin} goes to 26-495-0007-2.*, because another recording is named 26-495-0007 too\n"
-    assert (tmp_path / "26-495-0007.txt").read_text() == asr("transcribe", CLIP).stdout
+    assert (tmp_path / "26-495-0007.txt").read_text() == transcribe(CLIP).stdout
     assert (tmp_path / "26-495-0007-2.txt").read_text() == ""
 
 
@@ -266,12 +301,12 @@ def broken_recordings(folder: Path) -> list[Path]:
     return [*sorted(folder.iterdir()), folder / "missing.wav"]
 
 
-def test_broken_recordings_are_reported_and_the_others_transcribed(tmp_path: Path) -> None:
+def test_broken_recordings_are_reported_and_the_others_transcribed(tmp_path: Path, transcribe: Transcribe) -> None:
     source = tmp_path / "in"
     source.mkdir()
     broken = broken_recordings(source)
     (source / "nothing").mkdir()
-    done = asr("transcribe", *broken, CLIP, source / "nothing", "--format", "json", "--output-dir", tmp_path / "out")
+    done = transcribe(*broken, CLIP, source / "nothing", "--format", "json", "--output-dir", tmp_path / "out")
     assert done.returncode == 1
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -282,17 +317,17 @@ def test_broken_recordings_are_reported_and_the_others_transcribed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["empty.wav", "text.wav", "truncated.flac", "nan.wav", "rate.wav", "missing.wav"])
-def test_a_broken_recording_alone_is_exit_1(kind: str, tmp_path: Path) -> None:
+def test_a_broken_recording_alone_is_exit_1(kind: str, tmp_path: Path, transcribe: Transcribe) -> None:
     broken_recordings(tmp_path)
-    done = asr("transcribe", tmp_path / kind)
+    done = transcribe(tmp_path / kind)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_was_heard_before_the_damage_is_printed(tmp_path: Path) -> None:
+def test_what_was_heard_before_the_damage_is_printed(tmp_path: Path, transcribe: Transcribe) -> None:
     samples, rate = soundfile.read(CLIP, dtype="float32")
     soundfile.write(tmp_path / "a.wav", np.concatenate([samples, [np.nan]]), rate, subtype="FLOAT")
-    done = asr("transcribe", tmp_path / "a.wav")
+    done = transcribe(tmp_path / "a.wav")
     assert done.returncode == 1
     assert done.stdout != ""
 
@@ -308,8 +343,10 @@ def test_what_was_heard_before_the_damage_is_printed(tmp_path: Path) -> None:
         ([CLIP, "--output-dir", CLIP], "cannot make the folder"),
     ],
 )
-def test_a_wrong_command_is_exit_2(arguments: Sequence[str | Path], said: str, tmp_path: Path) -> None:
-    done = asr("transcribe", *arguments, cwd=tmp_path)
+def test_a_wrong_command_is_exit_2(
+    arguments: Sequence[str | Path], said: str, tmp_path: Path, transcribe: Transcribe
+) -> None:
+    done = transcribe(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stdout == ""
@@ -322,9 +359,9 @@ def test_an_unknown_model_is_exit_1() -> None:
     assert done.stderr.startswith("asr: there is no model 'nosuch'")
 
 
-def test_a_name_that_no_terminal_can_show_does_no_harm(tmp_path: Path) -> None:
+def test_a_name_that_no_terminal_can_show_does_no_harm(tmp_path: Path, transcribe: Transcribe) -> None:
     clip = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.flac"))
     shutil.copy(CLIP, clip)
-    done = asr("transcribe", clip, CLIP)
+    done = transcribe(clip, CLIP)
     assert done.returncode == 0
     assert "\\udcff.flac <==" in done.stdout

@@ -190,7 +190,7 @@ def summary(evaluation: Evaluation) -> str:
     """The evaluation as a table and lists for a terminal."""
     rows = {**evaluation.corpora, "all": evaluation.overall} if len(evaluation.corpora) > 1 else evaluation.corpora
     width = max(len(name) for name in rows)
-    lines = [f"{'':{width}}  utts  hours   words  WER %         (95 %)  CER %    sub    del    ins"]
+    lines = [f"{'':{width}}  utts  hours   words  WER %          (95 %)  CER %    sub    del    ins"]
     for name, s in rows.items():
         lines.append(
             f"{name:{width}} {s.utterances:5} {s.audio_seconds / 3600:6.2f} {s.words:7} {_percent(s.wer):>6} "
