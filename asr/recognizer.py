@@ -26,6 +26,8 @@ from asr.transcript import Seconds, Segment, Transcript
 
 BLOCK_SECONDS = 10.0  # of a recording that is in memory at once
 
+PACKAGE = Path(__file__).parent
+PLACES = (PACKAGE.parent / "pretrained", PACKAGE / "pretrained")  # of bundled models: of a checkout, of an installation
 DECODERS = ("auto", "beam", "greedy")
 
 
@@ -224,12 +226,7 @@ def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
     directory = Path(name_or_dir)
     if (directory / CONFIG_FILE).is_file():
         return directory
-    package = Path(__file__).parent
-    bundled = {
-        path.parent.name: path.parent
-        for place in (package.parent / "pretrained", package / "pretrained")
-        for path in place.glob(f"*/{CONFIG_FILE}")
-    }
+    bundled = {path.parent.name: path.parent for place in PLACES for path in place.glob(f"*/{CONFIG_FILE}")}
     if str(name_or_dir) in bundled:
         return bundled[str(name_or_dir)]
     if directory.is_dir():
