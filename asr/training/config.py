@@ -202,7 +202,7 @@ def _converted(kind: Any, value: Any) -> Any:
         return {_converted(parts[0], key): _converted(parts[1], item) for key, item in value.items()}
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    if kind is type(value):
+    if kind is type(value) and kind is not float:
         return value
     raise TypeError
 

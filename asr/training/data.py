@@ -2,7 +2,7 @@
 
 import hashlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,7 +207,9 @@ class PlainBatches(Dataset[Batch]):
         return collate(frames, tokens, sum(self._utterances[i].seconds for i in chosen))
 
 
-def prefetched(batches: Dataset[Batch], numbers: Sequence[int], workers: int, pinned: bool = False) -> Iterator[Batch]:
+def prefetched(
+    batches: Dataset[Batch], numbers: Sequence[int], workers: int, pinned: bool = False
+) -> Generator[Batch, None, None]:
     """The batches of these numbers in this order, made by `workers` processes ahead of time, or here where it is 0.
 
     The processes end with the iterator: close it where it is not read to its end.
