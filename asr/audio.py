@@ -38,6 +38,7 @@ INTEGER_SCALES = {"int16": (0, 2**15), "int32": (0, 2**31), "uint8": (128, 2**7)
 HEADERS = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"caff": "CAF", b"FORM": "AIFF"}
 # libsndfile's own words for these codes mislead
 REASONS = {7: "no MPEG audio in it", 24: "its header gives a sample rate below 1 Hz"}
+MEDIA_REMEDY = 'to read m4a, mp4, webm, mov and others: pip install ".[media]" in the checkout'
 UNRECOGNISED = 1  # libsndfile's code for a format it does not know
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's count where the header gives none
 
@@ -240,8 +241,7 @@ def _open_media(path: Path, stack: ExitStack, sound_error: Exception) -> _Record
     try:
         import av
     except ImportError as error:
-        remedy = "" if known_format else '; to read m4a, mp4, webm, mov and others: pip install "asr[media]"'
-        raise ASRError(unreadable + remedy) from error
+        raise ASRError(unreadable if known_format else f"{unreadable}; {MEDIA_REMEDY}") from error
     try:
         # Nothing in a file may make FFmpeg fetch something over the network.
         container = stack.enter_context(av.open(f"file:{path}", options={"protocol_whitelist": "file"}))

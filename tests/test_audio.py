@@ -269,7 +269,7 @@ def test_empty_files_and_texts(
 def test_without_the_media_extra_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "clip.m4a", speech(), "aac")
     monkeypatch.setitem(sys.modules, "av", None)
-    assert 'pip install "asr[media]"' in read_until_error(path)[1]
+    assert 'pip install ".[media]"' in read_until_error(path)[1]
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.99])
