@@ -155,11 +155,15 @@ class BeamSearch:
         """The n best hypotheses, best first, as if the audio and the last word ended here; the state stays as it is."""
         scores = self._final_scores(state.hypotheses)
         chosen = np.argsort(-scores, kind="stable")[:n]
-        entries = _follow(state.trace, state.hypotheses.heads()[chosen])
+        parents = state.trace.parent.tolist()
         paths = []
-        for row, score in zip(entries, scores[chosen], strict=True):
-            path = Trace.join([state.committed, state.trace[row[row >= 0]]])
-            paths.append(Path(path.token, path.frame, path.log_prob, float(score)))
+        for entry, score in zip(state.hypotheses.heads()[chosen].tolist(), scores[chosen].tolist(), strict=True):
+            chain = []
+            while entry >= 0:
+                chain.append(entry)
+                entry = parents[entry]
+            path = Trace.join([state.committed, state.trace[np.array(chain[::-1], np.int64)]])
+            paths.append(Path(path.token, path.frame, path.log_prob, score))
         return paths
 
     def stable(self, state: BeamState) -> int:
@@ -167,12 +171,10 @@ class BeamSearch:
         entries = _follow(state.trace, state.hypotheses.heads())
         if entries.shape[1] == 0:
             return len(state.committed)
-        tokens = np.where(entries >= 0, state.trace.token[entries], -1)
-        counts = (entries >= 0).sum(axis=1)
-        rows = [row[row >= 0] for row in tokens]
-        shortest = int(counts.min())
-        heads = np.array([row[:shortest] for row in rows])
-        agree = (heads == heads[0]).all(axis=0)
+        lengths = (entries >= 0).sum(axis=1)
+        begin = entries.shape[1] - lengths
+        tokens = state.trace.token[entries[np.arange(len(entries))[:, None], begin[:, None] + np.arange(lengths.min())]]
+        agree = (tokens == tokens[0]).all(axis=0)
         return len(state.committed) + int(np.logical_and.accumulate(agree).sum())
 
     def _final_scores(self, hypotheses: Hypotheses) -> Scores:

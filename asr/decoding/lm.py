@@ -19,6 +19,8 @@ SPECIALS = (UNKNOWN, START, END)  # word ids 0, 1, 2 of every model
 UNKNOWN_ID, START_ID, END_ID = range(3)
 MAGIC = b"asr-ngram-1\n"
 ALIGNMENT = 64  # bytes
+LOW = 0xFFFF  # the part of a word id that a 16-bit number holds
+MOST_WORDS = 2**24
 LN_10 = float(np.log(10.0))
 ARPA_NEVER = -99.0  # base 10: the customary probability of <s>, which is never predicted
 
@@ -167,6 +169,8 @@ class NgramModel:
             raise ASRError(
                 f"the vocabulary begins with {' '.join(words[:3])!r}; it must begin with {' '.join(SPECIALS)!r}"
             )
+        if len(words) > MOST_WORDS:
+            raise ASRError(f"the vocabulary has {len(words)} words and a model holds {MOST_WORDS}; keep fewer")
         bits = _bits(len(words))
         offsets = np.cumsum([0, 0, *(len(level.word) for level in levels)])  # of the level below each level
         context = [
@@ -209,8 +213,9 @@ class NgramModel:
         derived = 1 + sum(self.counts[:2]) if self.order > 2 else contexts  # links that loading works out by itself
         sections = {
             "words": np.frombuffer("\n".join(self.words).encode(), np.uint8),
-            "children": children.astype(_smallest(int(children.max()))),
-            "word": word[n:].astype(_smallest(n)),
+            "children": children[1:].astype(np.uint32 if children[1:].max(initial=0) > LOW else np.uint16),
+            "word": (word[n:] & LOW).astype(np.uint16),
+            "word_high": (word[n:] >> 16).astype(np.uint8) if n > LOW + 1 else np.zeros(0, np.uint8),
             "unigram": unigram.codes,
             "ngram": ngram.codes,
             "backoff": backoff.codes,
@@ -227,14 +232,17 @@ class NgramModel:
         ranges = header["ranges"]
         order, counts = header["order"], header["counts"]
         n, contexts = counts[0], len(section["backoff"])
-        keys = np.repeat(np.arange(len(section["children"]), dtype=np.int64), section["children"])
-        keys <<= _bits(n)
-        keys[:n] |= np.arange(n)
-        keys[n:] |= section["word"]
+        word = section["word"]
+        if len(section["word_high"]):
+            word = word | section["word_high"].astype(np.int32) << 16
+        above = np.repeat(np.arange(1, contexts), section["children"])
+        above <<= _bits(n)
+        above |= word
+        keys = np.concatenate([np.arange(n), above])
         link = np.zeros(contexts, np.int32)
         if order > 2:
             pairs = counts[1]
-            link[1 + n : 1 + n + pairs] = section["word"][:pairs]
+            link[1 + n : 1 + n + pairs] = word[:pairs]
             link[1 + n : 1 + n + pairs] += 1
             link[1 + n + pairs :] = section["link"]
         log_prob = _Stacked(
@@ -319,10 +327,6 @@ class _Stacked:
 
 def _bits(words: int) -> int:
     return max(1, int(words - 1).bit_length())
-
-
-def _smallest(largest: int) -> type[np.unsignedinteger]:
-    return np.uint16 if largest < 2**16 else np.uint32
 
 
 def _write_sections(file: BinaryIO, facts: dict[str, object], sections: dict[str, NDArray]) -> None:
