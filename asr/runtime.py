@@ -22,6 +22,7 @@ FORMAT = 1  # of the model directory; raised when an older program could no long
 CONFIG_FILE = "config.json"
 GRAPH_FILES = {"int8": "encoder.int8.onnx", "fp32": "encoder.onnx"}  # in order of preference
 LANGUAGE_MODEL_FILE = "lm.bin"
+KINDS = ("streaming", "bidirectional")  # of encoders
 FEATURES, LOG_PROBS, NEXT = "features", "log_probs", "next_"  # names in the graph
 
 State = dict[str, NDArray[np.float32]]
@@ -41,6 +42,14 @@ class ModelConfig:
     lookahead: int = 0  # emission frames by which emissions come late
     delay_seconds: float = 0.0  # by which the model emits a token after it is spoken; taken off word times
     decoder: dict[str, Any] = field(default_factory=dict)  # weights of the beam search
+
+    def __post_init__(self) -> None:
+        if self.chunk_frames <= 0 or self.chunk_frames % self.subsampling:
+            raise ASRError(
+                f"chunk_frames is {self.chunk_frames}; it must be a positive multiple of {self.subsampling} frames"
+            )
+        if self.encoder.get("kind") not in KINDS:
+            raise ASRError(f"the encoder's kind is {self.encoder.get('kind')!r}; it must be one of {', '.join(KINDS)}")
 
     @property
     def streaming(self) -> bool:
@@ -76,6 +85,8 @@ class ModelConfig:
             return cls(**{**values, "features": FeatureConfig(**values["features"])})
         except (KeyError, TypeError) as error:
             raise ASRError(f"{path} does not fit format {found}: {error}; {EXPORT_AGAIN}") from None
+        except ASRError as error:
+            raise ASRError(f"{path} cannot be used: {error}") from None
 
 
 class Model:
@@ -121,7 +132,8 @@ class Model:
     def step(self, features: Frames, state: State) -> tuple[NDArray[np.float32], State]:
         """Features, shape = (batch, a multiple of subsampling, n_mels), to log-probabilities and the next state.
 
-        The first `lookahead` emissions of a stream are not of its audio.
+        The first `lookahead` emissions of a stream are not of its audio. In int8 the streams of one batch share the
+        range of their numbers, and so differ a little from each alone; in fp32 they do not.
         """
         log_probs, *states = self._session.run(self._outputs, {FEATURES: features, **state})
         return log_probs, {name: value for (name, _), value in zip(self._states, states, strict=True)}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -202,6 +203,20 @@ def test_progress_runs_to_the_end(recognizer: Recognizer) -> None:
     assert done == sorted(done)
     assert len(done) > 3
     assert done[-1] == transcript.duration == len(samples) / RATE
+
+
+def test_a_stream_takes_no_more_memory_after_minutes_than_after_seconds(tiny_model: Path) -> None:
+    stream = load(tiny_model, rules=BUSY).stream(8_000)
+    pieces = np.array_split(np.concatenate([speech(clip.name, 8_000) for clip in CLIPS]), 20)
+    sizes = []
+    tracemalloc.start()
+    for _ in range(6):
+        for piece in pieces:
+            stream.accept(piece)
+        stream.accept(np.zeros(8_000 * 2, np.float32))
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert max(sizes[2:]) - sizes[1] < 50_000
 
 
 def test_streams_at_the_same_time_do_not_meet(recognizer: Recognizer) -> None:

@@ -49,10 +49,6 @@ def export_model(
         encoder=asdict(encoder.config),
         **{"chunk_frames": CHUNK_FRAMES, "subsampling": SUBSAMPLING, "lookahead": encoder.config.lookahead, **extra},
     )
-    if config.chunk_frames % SUBSAMPLING or config.chunk_frames <= 0:
-        raise ASRError(
-            f"chunk_frames is {config.chunk_frames}; it must be a positive multiple of {SUBSAMPLING} feature frames"
-        )
     if features.n_mels != encoder.config.n_mels or len(tokenizer.tokens) != encoder.config.vocabulary:
         raise ASRError(
             f"the encoder has {encoder.config.n_mels} mel bands and {encoder.config.vocabulary} tokens, its front end "
