@@ -82,12 +82,17 @@ def _as_float(array: np.ndarray) -> np.ndarray:
 def _bad_frames(array: np.ndarray) -> np.ndarray:
     """Indices of the frames with a NaN or infinite sample."""
     finite = np.isfinite(array)
+    if finite.all():
+        return np.zeros(0, np.intp)
     return np.flatnonzero(~(finite if array.ndim == 1 else finite.all(axis=1)))
 
 
 def _as_mono(array: np.ndarray) -> np.ndarray:
-    mono = np.clip(array, -PEAK, PEAK)
-    return (mono if array.ndim == 1 else mono.mean(axis=1)).astype(np.float32, copy=False)
+    clipped = np.clip(array, -PEAK, PEAK).astype(np.float32, copy=False)
+    if array.ndim == 1:
+        return clipped
+    channels = array.shape[1]
+    return clipped @ np.full(channels, 1 / channels, np.float32)  # mean(axis=1), many times as fast
 
 
 class Resampler:
