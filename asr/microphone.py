@@ -100,19 +100,20 @@ class Microphone:
             self._stream = self._open(sounddevice)
             self._stream.start()
         except sounddevice.PortAudioError as error:
+            self._close()
             raise ASRError(
                 f"{self._name} cannot be opened: {_reason(error)}: close other programs that record from it, or choose "
                 "another with --device"
             ) from error
         if not self._started.wait(SILENT_SECONDS):
-            self._stream.close()
+            self._close()
             raise ASRError(f"{self._name} has sent no sound for {SILENT_SECONDS:.0f} s: check that it is connected")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Blocks of float32 (n,) as they come. ASRError if the device goes away."""
@@ -132,6 +133,10 @@ class Microphone:
         """Let the iteration end after the blocks recorded until now; may be called from anywhere, a signal included."""
         self._stopped = True
         self._blocks.put(None)
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
 
     @property
     def _name(self) -> str:

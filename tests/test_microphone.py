@@ -234,6 +234,16 @@ def test_a_busy_microphone(portaudio: PortAudio, error: Exception, named: str) -
         Microphone().__enter__()
 
 
+def test_a_microphone_that_does_not_start_is_closed(portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise PortAudioError("Error starting stream: Device unavailable", -9985)
+
+    monkeypatch.setattr(portaudio, "_start", fail)
+    with pytest.raises(ASRError, match="cannot be opened: Device unavailable: close"):
+        Microphone().__enter__()
+    assert portaudio.closed
+
+
 RECORDER = """
 import signal, sys
 import numpy as np
