@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -17,6 +18,7 @@ LINE_WIDTH = 42  # characters of a subtitle line
 CUE_LINES = 2
 CUE_SECONDS = 6.0  # longest that a subtitle stays
 CUE_GAP = 1.0  # a pause of this many seconds begins a new subtitle
+DISTANCE_COST = 0.1  # seconds of pause that make up for a second further from the middle of what is divided
 
 
 @dataclass(frozen=True)
@@ -220,25 +222,35 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _cues(segment: Segment) -> Iterator[tuple[str, Seconds, Seconds]]:
-    """Text, start and end of the subtitles of a segment, broken between words."""
-    if not segment.words:
-        if text := _one_line(segment.text):
-            yield text, segment.start, segment.end
+    """Text, start and end of the subtitles of a segment; none of them is empty."""
+    words = [word for word in segment.words if word.text.strip()]
+    if words:
+        for part in _divided(words):
+            yield _one_line(" ".join(word.text for word in part)), part[0].start, part[-1].end
+    elif text := _one_line(segment.text):
+        yield text, segment.start, segment.end
+
+
+def _divided(words: list[Word]) -> Iterator[list[Word]]:
+    """Words divided where they pause, and otherwise in halves, until each part fits a subtitle."""
+    pauses = [after.start - before.end for before, after in pairwise(words)]
+    text = " ".join(word.text for word in words)
+    fits = (
+        len(textwrap.wrap(text, LINE_WIDTH, break_long_words=False)) <= CUE_LINES
+        and words[-1].end - words[0].start <= CUE_SECONDS
+        and max(pauses, default=0.0) < CUE_GAP
+    )
+    if fits or len(words) == 1:
+        yield words
         return
-    cue: list[Word] = []
-    for word in segment.words:
-        text = " ".join(w.text for w in (*cue, word))
-        if cue and (
-            len(textwrap.wrap(text, LINE_WIDTH, break_long_words=False)) > CUE_LINES
-            or word.end - cue[0].start > CUE_SECONDS
-            or word.start - cue[-1].end >= CUE_GAP
-        ):
-            yield " ".join(w.text for w in cue), cue[0].start, cue[-1].end
-            cue = []
-        if _one_line(word.text):
-            cue.append(word)
-    if cue:
-        yield " ".join(w.text for w in cue), cue[0].start, cue[-1].end
+    middle = (words[0].start + words[-1].end) / 2
+    merits = [
+        (pause >= CUE_GAP, pause - abs(word.start - middle) * DISTANCE_COST, -abs(2 * i - len(words)))
+        for i, (pause, word) in enumerate(zip(pauses, words[1:], strict=True), 1)
+    ]
+    at = 1 + merits.index(max(merits))
+    yield from _divided(words[:at])
+    yield from _divided(words[at:])
 
 
 def _one_line(text: str) -> str:

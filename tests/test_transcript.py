@@ -125,6 +125,17 @@ def test_a_segment_without_text_writes_no_line_and_no_cue(name: str) -> None:
     assert name == "json" or written(name, [Segment("", 1.0, 2.0, 0.0, ())]) == written(name, [])
 
 
+def test_subtitles_are_divided_at_pauses_and_otherwise_in_the_middle() -> None:
+    def spoken(starts: list[float]) -> list[str]:
+        words = tuple(Word(f"word{i}", start, start + 0.3, 1.0) for i, start in enumerate(starts))
+        return [" ".join(cue.split("\n")[2:]) for cue in written("srt", [Segment.of(words)]).split("\n\n")[:-1]]
+
+    assert spoken([0.0, 0.4, 0.8]) == ["word0 word1 word2"]
+    assert spoken([0.0, 0.4, 2.0]) == ["word0 word1", "word2"]
+    assert spoken([1.2 * i for i in range(8)]) == ["word0 word1 word2 word3", "word4 word5 word6 word7"]
+    assert spoken([0.0, 1.2, 2.4, 4.1, 5.3, 6.5, 7.7]) == ["word0 word1 word2", "word3 word4 word5 word6"]
+
+
 def test_an_arrow_in_the_text_cannot_be_taken_for_times() -> None:
     segment = Segment("a --> b & <i>", 0.0, 1.0, 1.0, ())
     assert "\na -> b & <i>\n" in written("srt", [segment])
