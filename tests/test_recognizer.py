@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -228,6 +229,13 @@ def test_streams_at_the_same_time_do_not_meet(recognizer: Recognizer) -> None:
             heard += [hypothesis for hypothesis in stream.accept(piece) if hypothesis.is_final]
     for stream, samples, heard in zip(streams, (one, two), finals, strict=True):
         assert heard + stream.finish() == streamed(recognizer, samples, [])
+
+
+def test_threads_may_share_a_recognizer(recognizer: Recognizer) -> None:
+    clips = [speech(clip.name)[: 2 * RATE] for clip in CLIPS]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(recognizer.transcribe, clips))
+    assert together == [recognizer.transcribe(clip) for clip in clips]
 
 
 def test_emissions_are_in_step_with_the_audio(tiny_model: Path) -> None:
