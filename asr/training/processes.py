@@ -48,18 +48,22 @@ class Place:
 
 @contextmanager
 def joined() -> Iterator[Place]:
-    """This process's place by torchrun's environment; alone where there is none. NCCL on CUDA, gloo on the CPU."""
+    """This process's place by torchrun's environment; alone where there is none. NCCL on CUDA, gloo on the CPU.
+
+    A group that is there already is used and left open: torchrun's processes can form one only once.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if world > 1:
+    is_ours = world > 1 and not dist.is_initialized()
+    if is_ours:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield Place(rank, world, device)
     finally:
-        if world > 1:
+        if is_ours:
             dist.destroy_process_group()
 
 
