@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import select
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -23,10 +24,13 @@ def sound_server() -> Iterator[dict[str, str]]:
         # With --daemonize the command returns as soon as the server is ready.
         start = ["pulseaudio", "-n", "--daemonize", "--exit-idle-time=-1", *modules]
         subprocess.run(start, env=environment, check=True, capture_output=True, timeout=60)
+        server = os.pidfd_open(int(Path(home, "pulse", "pid").read_text()))
         try:
             yield environment
         finally:
             subprocess.run(["pulseaudio", "--kill"], env=environment, capture_output=True, timeout=60)
+            select.select([server], [], [], 60)  # until it has ended, and with it its work in the folder
+            os.close(server)
 
 
 @pytest.fixture(scope="session")
