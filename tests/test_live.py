@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
 RATE = 16_000
 SERVER_RATE = 44_100
+NEAR = 0.15  # character error rate between a recording and the same heard from any sample on: frames fall elsewhere
 PAUSE = np.zeros(RATE * 3 // 2, np.float32)  # longer than an endpoint needs
 
 Event = Callable[["FakeMicrophone"], None]
@@ -187,8 +188,7 @@ def test_words_that_are_played_are_written_down(sound_server: dict[str, str], tm
     assert errors == ""
     assert len(output.splitlines()) == len(clips)
     heard = " ".join(output.split())
-    of_the_file = asr.load().transcribe(sound).text
-    assert jiwer.wer(of_the_file, heard) <= 0.2
+    assert jiwer.cer(asr.load().transcribe(sound).text, heard) <= NEAR
     assert jiwer.wer(reference(clips), heard) <= 0.5
 
 
@@ -211,7 +211,7 @@ def test_on_a_terminal_a_line_grows_until_it_is_final(sound_server: dict[str, st
     *_, last = filter(None, re.sub(r"\x1b\[2m.*?\x1b\[0m|\x1b\[.*?[a-zA-Z]|\r", "", screen).split("\n"))
     assert len(partials) > 5
     assert partials[0] < partials[1] < partials[2]
-    assert jiwer.wer(asr.load().transcribe(sound).text, last) <= 0.2
+    assert jiwer.cer(asr.load().transcribe(sound).text, last) <= NEAR
 
 
 def test_a_sound_server_that_dies_is_told_in_one_line(sound_server: dict[str, str], tiny_model: Path) -> None:
