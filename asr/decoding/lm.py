@@ -18,6 +18,7 @@ UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 SPECIALS = (UNKNOWN, START, END)  # word ids 0, 1, 2 of every model
 UNKNOWN_ID, START_ID, END_ID = range(3)
 MAGIC = b"asr-ngram-1\n"
+TRAIN_AGAIN = "make one with `asr lm train`"
 ALIGNMENT = 64  # bytes
 LOW = 0xFFFF  # the part of a word id that a 16-bit number holds
 MOST_WORDS = 2**24
@@ -227,8 +228,18 @@ class NgramModel:
 
     @classmethod
     def load(cls, path: str | Path) -> "NgramModel":
-        """Maps a saved model into memory."""
-        header, section = _read_sections(path)
+        """Maps a saved model into memory; ASRError where the file is missing, damaged or something else."""
+        try:
+            return cls._map(*_read_sections(path))
+        except OSError as error:
+            raise ASRError(f"cannot read the language model {path}: {error.strerror}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ASRError):
+                raise
+            raise ASRError(f"the language model {path} is damaged or cut short; {TRAIN_AGAIN}") from None
+
+    @classmethod
+    def _map(cls, header: dict, section: dict[str, NDArray]) -> "NgramModel":
         ranges = header["ranges"]
         order, counts = header["order"], header["counts"]
         n, contexts = counts[0], len(section["backoff"])
@@ -344,25 +355,15 @@ def _write_sections(file: BinaryIO, facts: dict[str, object], sections: dict[str
 
 
 def _read_sections(path: str | Path) -> tuple[dict, dict[str, NDArray]]:
-    try:
-        with open(path, "rb") as file:
-            if file.readline(len(MAGIC)) != MAGIC:
-                raise ASRError(f"{path} is not a language model of this program; make one with `asr lm train`")
-            header = json.loads(file.readline())
-            start = file.tell()
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return header, {
-            name: np.frombuffer(data, s["dtype"], s["count"], start + s["offset"])
-            for name, s in header["sections"].items()
-        }
-    except OSError as error:
-        raise ASRError(f"cannot read the language model {path}: {error.strerror}") from None
-    except (KeyError, ValueError) as error:
-        if isinstance(error, ASRError):
-            raise
-        raise ASRError(
-            f"the language model {path} is damaged or cut short; make it again with `asr lm train`"
-        ) from None
+    with open(path, "rb") as file:
+        if file.readline(len(MAGIC)) != MAGIC:
+            raise ASRError(f"{path} is not a language model of this program; {TRAIN_AGAIN}")
+        header = json.loads(file.readline())
+        start = file.tell()
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return header, {
+        name: np.frombuffer(data, s["dtype"], s["count"], start + s["offset"]) for name, s in header["sections"].items()
+    }
 
 
 def _arpa_counts(lines: Iterator[str]) -> list[int]:

@@ -1,0 +1,69 @@
+"""`asr tune`: choose a model's decoder settings on recordings whose words are known."""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asr.cli import UsageError
+from asr.cli.bar import Bar
+
+if TYPE_CHECKING:
+    from asr.training.tune import Emissions
+
+HELP = "choose the decoder's settings on recordings whose words are known"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's options."""
+    parser.add_argument("model", type=Path, help="a model directory")
+    parser.add_argument("source", type=Path, help="a manifest (.tsv) or LibriSpeech; never one that a test uses")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the manifest's paths (default: its own)")
+    parser.add_argument("--lm", type=Path, metavar="FILE", help="language model (default: the model's own)")
+    parser.add_argument(
+        "--emissions", type=Path, metavar="FILE", help="keep the emissions in an .npz, or take them from it"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, metavar="N", help="times to go through the settings (default: 2)"
+    )
+    parser.add_argument("--write", action="store_true", help="put the best settings into the model's config.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints every trial, then the best."""
+    from asr.decoding.beam import BeamConfig
+    from asr.decoding.lm import NgramModel
+    from asr.runtime import LANGUAGE_MODEL_FILE, ModelConfig
+    from asr.tokenizer import Tokenizer
+    from asr.training import tune
+
+    if args.rounds < 1:
+        raise UsageError(f"--rounds is {args.rounds}; it must be 1 or more")
+    model = ModelConfig.load(args.model)
+    lm = NgramModel.load(args.lm or args.model / LANGUAGE_MODEL_FILE)
+    recordings = tune.load(args.emissions) if args.emissions and args.emissions.exists() else _record(args)
+    tokens = Tokenizer.load(args.model).tokens
+    best = None
+    for best in tune.tune(recordings, tokens, lm, BeamConfig(**model.decoder), rounds=args.rounds):
+        print(best, flush=True)
+    if args.write and best:
+        replace(model, decoder=asdict(best.config)).save(args.model)
+        print(f"{args.model}: settings written")
+    return 0
+
+
+def _record(args: argparse.Namespace) -> "list[Emissions]":
+    from asr.recognizer import load
+    from asr.training import tune
+    from asr.training.manifest import read
+
+    recognizer = load(args.model, decoder="greedy")
+    utterances = read(args.source, args.data)
+    recordings = []
+    with Bar(len(utterances)) as bar:
+        for done, utterance in enumerate(utterances):
+            bar.update(done, utterance.path.name)
+            recordings.append(tune.record(recognizer, utterance))
+    if args.emissions:
+        tune.save(args.emissions, recordings)
+    return recordings
