@@ -124,7 +124,10 @@ class Stream:
             raise ASRError("this stream is finished and takes no more samples; begin another with Recognizer.stream()")
         if np.size(samples) == 0:
             return []
+        heard = self._segmenter.emissions
         finals = self._advance(self._resampler.step(as_mono_float32(samples)))
+        if self._segmenter.emissions == heard:
+            return finals
         partial = self._segmenter.partial()
         before, self._shown = self._shown, partial.text if partial else ""
         return [*finals, partial] if partial and partial.text != before else finals
@@ -179,6 +182,8 @@ class _FrontEnd:
         self._count += len(samples)
         frames, self._samples = self._log_mel.step(samples, self._samples)
         self._frames.append(frames)
+        if last:
+            self._frames.append(self._log_mel.flush(self._samples))
         if self._config.streaming:
             yield from self._chunks()
         elif last:

@@ -91,6 +91,11 @@ class Segmenter:
         self._spoken_until: Seconds = 0.0  # end of the last final word
         self._restart(np.zeros((0, len(self._tokens)), np.float32))
 
+    @property
+    def emissions(self) -> int:
+        """Of the stream so far."""
+        return self._begin + self._length
+
     def step(self, log_probs: LogProbs) -> list[Hypothesis]:
         """Emissions of one chunk, shape = (emissions, vocabulary), to the final hypothesis they complete, if any."""
         self._log_probs.append(log_probs)

@@ -238,8 +238,10 @@ def test_threads_may_share_a_recognizer(recognizer: Recognizer) -> None:
     assert together == [recognizer.transcribe(clip) for clip in clips]
 
 
-def test_emissions_are_in_step_with_the_audio(tiny_model: Path) -> None:
-    """What is dropped at the start and fed at the end is what the lookahead needs, no more and no less."""
+@pytest.mark.parametrize("length", [1, 639, 641, 16_000, 20_479, 20_480, 20_481, 30_001])
+def test_emissions_are_in_step_with_the_audio(length: int, tiny_model: Path) -> None:
+    """What is dropped at the start and fed at the end is what the lookahead needs; no sample goes unheard."""
+    samples = speech()[:length]
     model = Model.load(tiny_model, precision="fp32")
     kept: list[NDArray[np.float32]] = []
 
@@ -249,12 +251,12 @@ def test_emissions_are_in_step_with_the_audio(tiny_model: Path) -> None:
             return super().step(log_probs, state)
 
     endless = EndpointRules(silence_seconds=1e4, max_seconds=1e5, idle_seconds=1e4, tail_seconds=0.0)
-    Recognizer(model, Keeping(), endless).transcribe(speech())
+    Recognizer(model, Keeping(), endless).transcribe(samples)
     found = np.concatenate(kept)
-    frames = log_mel(np.pad(speech(), (0, RATE)))
+    frames = log_mel(np.pad(samples, (0, RATE)))
     frames = frames[: len(frames) // 4 * 4]
     expected = model.step(frames[None], model.start())[0][0, model.config.lookahead :]
-    assert len(found) * 640 > len(speech())
+    assert length <= len(found) * 640 < length + RATE // 2
     np.testing.assert_allclose(found, expected[: len(found)], atol=1e-3)
 
 
