@@ -1,4 +1,4 @@
-"""Fixtures that more than one test file uses."""
+"""What more than one test file uses."""
 
 import os
 import select
@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about what else the machine does.
+settings.register_profile("asr", deadline=None)
+settings.load_profile("asr")
 
 
 @pytest.fixture

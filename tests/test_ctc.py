@@ -62,7 +62,6 @@ def test_as_many_frames_as_needed_and_no_fewer(tokens: list[int]) -> None:
     assert frames == 0 or not alignments(emissions(frames - 1), tokens)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), texts, st.integers(0, 1000))
 def test_loss_is_the_sum_over_all_alignments(frames: int, tokens: list[int], seed: int) -> None:
     log_probs = emissions(frames, seed=seed)
@@ -77,7 +76,6 @@ def test_loss_is_the_sum_over_all_alignments(frames: int, tokens: list[int], see
     assert loss.item() == pytest.approx(-np.logaddexp.reduce(scores) if scores else 0.0, abs=1e-4)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), texts, st.integers(0, 1000))
 def test_alignment_is_the_likeliest_of_all(frames: int, tokens: list[int], seed: int) -> None:
     log_probs = emissions(frames, seed=seed)
@@ -98,7 +96,7 @@ def score(spans: list[Span], log_probs: NDArray[np.float32]) -> float:
     return float(sum(log_probs[t, label] for t, label in enumerate(path)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 60), st.lists(st.integers(1, 28), min_size=1, max_size=25), st.integers(0, 1000))
 def test_alignment_equals_torchaudio(extra: int, tokens: list[int], seed: int) -> None:
     log_probs = emissions(frames_needed(tokens) + extra, vocabulary=29, seed=seed)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.encoder import CACHED, SUBSAMPLING, Encoder, EncoderConfig
@@ -49,7 +49,6 @@ def speech_like(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3 - 7
 
 
-@settings(deadline=None)
 @given(streaming_configs, st.integers(1, 12), st.lists(st.integers(0, 12), max_size=5), st.integers(1, 3))
 def test_steps_give_what_forward_gives(config: EncoderConfig, emissions: int, cuts: list[int], batch: int) -> None:
     encoder, late = make(config), config.lookahead
@@ -66,7 +65,6 @@ def test_steps_give_what_forward_gives(config: EncoderConfig, emissions: int, cu
     torch.testing.assert_close(torch.cat(parts, 1)[:, late:], whole, **TOLERANCE)
 
 
-@settings(deadline=None)
 @given(any_configs, st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(0, 20), st.floats(-30, 30))
 def test_padding_changes_nothing(config: EncoderConfig, frames: list[int], more: int, padding: float) -> None:
     encoder = make(config)
@@ -81,7 +79,6 @@ def test_padding_changes_nothing(config: EncoderConfig, frames: list[int], more:
             torch.testing.assert_close(together[row, : one[0]], alone[0], **TOLERANCE)
 
 
-@settings(deadline=None)
 @given(streaming_configs, st.integers(2, 10), st.data())
 def test_an_emission_sees_no_further_than_its_lookahead(
     config: EncoderConfig, emissions: int, data: st.DataObject
@@ -110,7 +107,6 @@ def test_a_bidirectional_encoder_hears_the_end_at_the_beginning(cell: str) -> No
     assert not torch.equal(before[:, 0], after[:, 0])
 
 
-@settings(deadline=None)
 @given(streaming_configs, st.integers(1, 3))
 def test_the_state_is_zero_at_first_and_keeps_its_shapes(config: EncoderConfig, batch: int) -> None:
     encoder = make(config)
@@ -129,7 +125,6 @@ def flat(state: Any) -> list[torch.Tensor]:
     return [state.conv1, state.conv2, state.ahead, *state.hidden, *state.cell]
 
 
-@settings(deadline=None)
 @given(any_configs)
 def test_every_parameter_learns(config: EncoderConfig) -> None:
     encoder = make(config).train()

@@ -66,7 +66,7 @@ def cuts_of(longest: int) -> st.SearchStrategy[list[int]]:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data(), name=st.sampled_from([clip.name for clip in CLIPS]), rate=st.sampled_from([8_000, RATE, 44_100]))
 def test_any_cutting_gives_the_same_words_times_and_confidence(
     recognizer: Recognizer, data: st.DataObject, name: str, rate: int
