@@ -185,7 +185,7 @@ def test_the_file_holds_the_same_contexts_and_nearly_the_same_scores(
 def test_quantised_values_are_off_by_half_a_step_at_most(values: list[float]) -> None:
     array = np.array(values, np.float32)
     quantised = Quantised.of(array, np.uint8)
-    assert np.abs(quantised[np.arange(len(array))] - array).max(initial=0) <= quantised.largest_error + 1e-5
+    assert np.abs(quantised.values - array).max(initial=0) <= quantised.largest_error + 1e-5
 
 
 def test_passages_that_share_eight_words_with_held_out_text_are_left_out() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +44,6 @@ class Level:
     backoff: Floats
 
 
-class _Values(Protocol):
-    """An array of floats, or one that is decoded where it is read."""
-
-    def __getitem__(self, index: Ids) -> Floats: ...
-
-
 @dataclass(frozen=True)
 class Quantised:
     """Values stored as 8-bit or 16-bit codes: equal steps from `low` to `high`, off by at most half a step."""
@@ -58,12 +52,10 @@ class Quantised:
     low: float
     high: float
 
-    def __getitem__(self, index: Ids) -> Floats:
-        return self._table[self.codes[index]]
-
-    @cached_property
-    def _table(self) -> Floats:
-        return np.linspace(self.low, self.high, np.iinfo(self.codes.dtype).max + 1, dtype=np.float32)
+    @property
+    def values(self) -> Floats:
+        """What the codes stand for."""
+        return np.linspace(self.low, self.high, np.iinfo(self.codes.dtype).max + 1, dtype=np.float32)[self.codes]
 
     @property
     def largest_error(self) -> float:
@@ -92,8 +84,8 @@ class NgramModel:
         words: Sequence[str] | bytes,
         counts: Sequence[int],
         keys: Ids,
-        log_prob: _Values,
-        backoff: _Values,
+        log_prob: Floats,
+        backoff: Floats,
         link: NDArray[np.integer],
     ) -> None:
         self.order = order
@@ -144,7 +136,7 @@ class NgramModel:
 
     def unigrams(self) -> Floats:
         """Natural-log probability of each word on its own, shape = (words,)."""
-        return self._log_prob[np.arange(self.counts[0])]
+        return self._log_prob[: self.counts[0]].copy()
 
     def log_probs(self, sentences: Sequence[Ids], start: bool = True, end: bool = True) -> list[Floats]:
         """Natural-log probability of every word of each sentence, then of its end if asked for.
@@ -204,13 +196,13 @@ class NgramModel:
         most half of a 255th of their range (about 0.03 nats) with 8 bits.
         """
         n, contexts = self.counts[0], self._contexts
-        children = np.bincount(self._keys >> self._bits, minlength=contexts)
-        word = self._keys & ((1 << self._bits) - 1)
+        context, word = self._contexts_and_words()
+        children = np.bincount(context, minlength=contexts)
         unigrams = self.unigrams()
         unigrams[START_ID] = unigrams.min(initial=0, where=np.arange(n) != START_ID)  # never scored
         unigram = Quantised.of(unigrams, np.uint16)
-        ngram = Quantised.of(self._log_prob[np.arange(n, len(word))], code)
-        backoff = Quantised.of(self._backoff[np.arange(contexts)], code)
+        ngram = Quantised.of(self._log_prob[n:], code)
+        backoff = Quantised.of(self._backoff, code)
         derived = 1 + sum(self.counts[:2]) if self.order > 2 else contexts  # links that loading works out by itself
         sections = {
             "words": np.frombuffer("\n".join(self.words).encode(), np.uint8),
@@ -256,26 +248,23 @@ class NgramModel:
             link[1 + n : 1 + n + pairs] = word[:pairs]
             link[1 + n : 1 + n + pairs] += 1
             link[1 + n + pairs :] = section["link"]
-        log_prob = _Stacked(
-            Quantised(section["unigram"], *ranges["unigram"]),
-            Quantised(section["ngram"], *ranges["ngram"]),
-            n,
-        )
+        unigram = Quantised(section["unigram"], *ranges["unigram"])
+        ngram = Quantised(section["ngram"], *ranges["ngram"])
         backoff = Quantised(section["backoff"], *ranges["backoff"])
-        return cls(order, section["words"].tobytes(), counts, keys, log_prob, backoff, link)
+        log_prob = np.concatenate([unigram.values, ngram.values])
+        return cls(order, section["words"].tobytes(), counts, keys, log_prob, backoff.values, link)
 
     def write_arpa(self, file: TextIO) -> None:
         """Writes the model as ARPA text (base-10 logarithms)."""
         file.write("\\data\\\n")
         file.writelines(f"ngram {k}={count}\n" for k, count in enumerate(self.counts, 1))
+        context, word = self._contexts_and_words()
         spelled = [""]  # of each context
         first = 0
         for k, count in enumerate(self.counts, 1):
             file.write(f"\n\\{k}-grams:\n")
             index = np.arange(first, first + count)
-            word = self._keys[index] & ((1 << self._bits) - 1)
-            context = self._keys[index] >> self._bits
-            text = [f"{spelled[c]} {self.words[w]}".lstrip() for c, w in zip(context, word, strict=True)]
+            text = [f"{spelled[c]} {self.words[w]}".lstrip() for c, w in zip(context[index], word[index], strict=True)]
             log_prob = self._log_prob[index] / LN_10
             if k == 1:
                 log_prob[START_ID] = ARPA_NEVER
@@ -288,6 +277,9 @@ class NgramModel:
                 file.writelines(f"{p:.7g}\t{gram}\n" for p, gram in zip(log_prob, text, strict=True))
             first += count
         file.write("\n\\end\\\n")
+
+    def _contexts_and_words(self) -> tuple[Ids, Ids]:
+        return self._keys >> self._bits, self._keys & ((1 << self._bits) - 1)
 
     @classmethod
     def read_arpa(cls, file: TextIO) -> "NgramModel":
@@ -316,24 +308,6 @@ class NgramModel:
             next(lines, None)  # the empty line
             next(lines, None)  # the next heading
         return cls.from_levels(list(ids), levels)
-
-
-@dataclass(frozen=True)
-class _Stacked:
-    """Two arrays of values read as one; `below` has the first `n`."""
-
-    below: Quantised
-    above: Quantised
-    n: int
-
-    def __getitem__(self, index: Ids) -> Floats:
-        index = np.asarray(index)
-        if len(self.above.codes) == 0:
-            return self.below[index]
-        is_below = index < self.n
-        return np.where(
-            is_below, self.below[np.where(is_below, index, 0)], self.above[np.where(is_below, 0, index - self.n)]
-        )
 
 
 def _bits(words: int) -> int:

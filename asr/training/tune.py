@@ -132,6 +132,11 @@ def transcribe(decoder: Decoder, tokens: Sequence[str], recording: Emissions) ->
     return " ".join(" ".join(texts).split())
 
 
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Errors per word of the references, as a share."""
+    return float(jiwer.wer(list(references), list(hypotheses)))
+
+
 def trial(
     recordings: Sequence[Emissions],
     tokens: Sequence[str],
@@ -147,13 +152,13 @@ def trial(
     frames = sum(len(segment) for recording in recordings for segment in recording.segments)
     references = [recording.reference for recording in recordings]
     corpora = {
-        corpus: jiwer.wer(
+        corpus: word_error_rate(
             [r.reference for r in recordings if r.corpus == corpus],
             [text for text, r in zip(found, recordings, strict=True) if r.corpus == corpus],
         )
         for corpus in sorted({recording.corpus for recording in recordings})
     }
-    return Trial(config, jiwer.wer(references, found), corpora, spent / (frames * emission_seconds))
+    return Trial(config, word_error_rate(references, found), corpora, spent / (frames * emission_seconds))
 
 
 def tune(
