@@ -77,6 +77,11 @@ def test_the_top_level_help_names_every_verb() -> None:
     assert all(f"\n  {verb} " in text for verb in VERBS)
 
 
+def test_every_file_that_declares_a_verb_is_one() -> None:
+    files = (ROOT / "asr" / "cli").glob("*.py")
+    assert {path.stem for path in files if "def add_arguments" in path.read_text()} == set(VERBS)
+
+
 @pytest.mark.parametrize("arguments", [[], ["nosuch"], ["transcribe"], ["transcribe", "--nosuch", "a.wav"]])
 def test_wrong_use_is_exit_2_with_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:

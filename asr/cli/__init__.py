@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from asr import __version__
 from asr.errors import ASRError
 
-VERBS = ("transcribe", "live", "devices", "train", "evaluate", "export", "lm")
+VERBS = ("transcribe", "live", "devices", "train", "evaluate", "export", "lm", "tune")
 DESCRIPTION = "Speech recognition on your own machine: sound in, words out."
 TRACEBACK = "ASR_TRACEBACK"  # environment variable: where it is set, errors show where they come from
 
