@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         for number, (recording, name) in enumerate(zip(recordings, names, strict=True)):
             if args.output_dir and name != _stem(recording):
                 _complain(f"{recording} goes to {name}.*, because another recording is named {_stem(recording)} too")
-
             try:
                 show = _shower(bar, number, recording)
                 segments = recognizer.segments(recording, args.sample_rate, progress=show)
