@@ -235,18 +235,18 @@ class NgramModel:
         ranges = header["ranges"]
         order, counts = header["order"], header["counts"]
         n, contexts = counts[0], len(section["backoff"])
-        word = section["word"]
+        keys = np.empty(sum(counts), np.int64)
+        keys[:n] = np.arange(n)
+        above = keys[n:]  # n-grams of two words and more
+        context = np.repeat(np.arange(1, contexts, dtype=np.int32), section["children"])
+        np.left_shift(context, _bits(n), out=above, dtype=np.int64)
+        above |= section["word"]
         if len(section["word_high"]):
-            word = word | section["word_high"].astype(np.int32) << 16
-        above = np.repeat(np.arange(1, contexts), section["children"])
-        above <<= _bits(n)
-        above |= word
-        keys = np.concatenate([np.arange(n), above])
+            above |= np.left_shift(section["word_high"], 16, dtype=np.int32)
         link = np.zeros(contexts, np.int32)
         if order > 2:
             pairs = counts[1]
-            link[1 + n : 1 + n + pairs] = word[:pairs]
-            link[1 + n : 1 + n + pairs] += 1
+            link[1 + n : 1 + n + pairs] = (above[:pairs] & ((1 << _bits(n)) - 1)) + 1
             link[1 + n + pairs :] = section["link"]
         unigram = Quantised(section["unigram"], *ranges["unigram"])
         ngram = Quantised(section["ngram"], *ranges["ngram"])
