@@ -1,6 +1,7 @@
 """Training: it learns, a run that was killed goes on exactly, and two processes make one run."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -330,8 +331,18 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     first = losses(tmp_path)
     assert train(tiny(steps=3), DATA, tmp_path, workers=0).step == 3  # nothing is left to do
     assert losses(tmp_path) == first
+    (tmp_path / "best.pt").touch()
     train(tiny({"layers": 3}), DATA, tmp_path, resume=False, workers=0, steps=1)
     assert len(losses(tmp_path)) == 1
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_a_run_leaves_no_file_and_no_process_open(tmp_path: Path) -> None:
+    train(tiny(steps=1), DATA, tmp_path / "first", workers=1)
+    before = len(os.listdir("/proc/self/fd"))
+    assert train(tiny(steps=9), DATA, tmp_path / "second", workers=1).epoch == 2
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not multiprocessing.active_children()
 
 
 def test_the_optimizer_s_settings_may_change_when_a_run_goes_on(tmp_path: Path) -> None:

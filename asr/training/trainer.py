@@ -147,6 +147,8 @@ def train(
         corpus = _corpus(config, data, output, past or initial, place)
         learner = Learner(config, corpus, place, past, initial)
         last_step = options.steps if steps is None else min(options.steps, learner.step + steps)
+        if place.is_first and not past:
+            (output / BEST).unlink(missing_ok=True)  # of an earlier run
         saved = time.monotonic()
         with _log(output, learner, place) as log, closing(_batches(learner, corpus, place, workers)) as batches:
             if log and corpus.left_out:
