@@ -213,3 +213,22 @@ def test_impossible_settings_are_named(setting: dict[str, float]) -> None:
 def test_pieces_that_cross_a_word_boundary_are_refused() -> None:
     with pytest.raises(ASRError, match="inside"):
         BeamSearch.with_language_model(LM, ["<blank>", f"a{BOUNDARY}b"])
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 1.0))
+def test_a_prior_is_taken_off_the_emissions_but_not_off_what_is_reported(seed: int, weight: float) -> None:
+    log_probs = emissions(seed, 12, 4)
+    prior = tuple(np.log(np.exp(log_probs).mean(axis=0)).tolist())
+    config = replace(EVERYTHING, prior_weight=weight, prior=prior)
+    found = decode(BeamSearch(config), log_probs, [5])
+    less = (log_probs - weight * np.array(prior)).astype(np.float32)
+    wanted = decode(BeamSearch(EVERYTHING), less, [5])
+    [path], [plain] = BeamSearch(config).best(found), BeamSearch(EVERYTHING).best(wanted)
+    assert path.tokens.tolist() == plain.tokens.tolist()
+    assert path.score == pytest.approx(plain.score, abs=1e-4)
+    np.testing.assert_allclose(path.log_probs, log_probs[path.frames, path.tokens], atol=1e-5)
+
+
+def test_a_prior_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ASRError, match="prior has 3 numbers and the model 4 tokens"):
+        BeamSearch.with_language_model(LM, CHARACTERS, BeamConfig(prior=(0.0, -1.0, -2.0)))

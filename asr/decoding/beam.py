@@ -32,9 +32,19 @@ class BeamConfig:
     lm_weight: float = 0.5  # factor on the language model's log-probabilities
     word_bonus: float = 0.5  # nats for every word, against the model's liking for few words
     oov_penalty: float = 5.0  # nats against every word outside the vocabulary
+    prior_weight: float = 0.0  # share of a token's log prior taken off its log-probability (Sak et al., 2015)
+    prior: tuple[float, ...] = ()  # log of each token's mean probability in the model's emissions
 
     def __post_init__(self) -> None:
-        for name, low in (("beam", 1), ("tokens", 1), ("beam_threshold", 0), ("token_threshold", 0), ("horizon", 1)):
+        object.__setattr__(self, "prior", tuple(self.prior))
+        for name, low in (
+            ("beam", 1),
+            ("tokens", 1),
+            ("beam_threshold", 0),
+            ("token_threshold", 0),
+            ("horizon", 1),
+            ("prior_weight", 0),
+        ):
             value = getattr(self, name)
             if not value >= low:
                 raise ASRError(f"the decoder's {name} is {value}; it must be {low} or more")
@@ -122,6 +132,7 @@ class BeamSearch:
     def __init__(self, config: BeamConfig | None = None, scorer: Scorer | None = None) -> None:
         self.config = config or BeamConfig()
         self.scorer = scorer
+        self._prior = np.array(self.config.prior or (0.0,)) * self.config.prior_weight
 
     @classmethod
     def with_language_model(
@@ -129,6 +140,10 @@ class BeamSearch:
     ) -> "BeamSearch":
         """A search over a model's tokens with a word n-gram model."""
         config = config or BeamConfig()
+        if config.prior and len(config.prior) != len(tokens):
+            raise ASRError(
+                f"the decoder's prior has {len(config.prior)} numbers and the model {len(tokens)} tokens; tune it again"
+            )
         return cls(config, WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty))
 
     def start(self) -> BeamState:
@@ -142,10 +157,11 @@ class BeamSearch:
 
     def step(self, log_probs: NDArray[np.float32], state: BeamState) -> BeamState:
         """State after the next emissions, natural-log probabilities of shape = (frames, tokens)."""
+        scores = log_probs - self._prior
         begin = 0
         while begin < len(log_probs):
             end = begin + SETTLE_EVERY - state.frame % SETTLE_EVERY
-            state = self._block(log_probs[begin:end].astype(np.float64), state)
+            state = self._block(scores[begin:end], state)
             if state.frame % SETTLE_EVERY == 0:
                 state = _compact(self._settle(state))
             begin = end
@@ -163,7 +179,8 @@ class BeamSearch:
                 chain.append(entry)
                 entry = parents[entry]
             path = Trace.join([state.committed, state.trace[np.array(chain[::-1], np.int64)]])
-            paths.append(Path(path.token, path.frame, path.log_prob, score))
+            prior = self._prior[path.token] if self.config.prior else 0.0
+            paths.append(Path(path.token, path.frame, path.log_prob + prior, score))
         return paths
 
     def stable(self, state: BeamState) -> int:

@@ -33,6 +33,7 @@ CHOICES: Mapping[str, Sequence[float]] = {
     "lm_weight": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0),
     "word_bonus": (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0),
     "oov_penalty": (0.0, 2.0, 4.0, 6.0, 8.0, 12.0),
+    "prior_weight": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
 }
 
 
@@ -62,8 +63,8 @@ class Trial:
         c = self.config
         return (
             f"{self.wer:.2%} ({corpora}) at {self.seconds * 1000:.1f} ms per second: lm_weight {c.lm_weight:g}, "
-            f"word_bonus {c.word_bonus:g}, oov_penalty {c.oov_penalty:g}, beam {c.beam}, "
-            f"thresholds {c.beam_threshold:g} and {c.token_threshold:g}"
+            f"word_bonus {c.word_bonus:g}, oov_penalty {c.oov_penalty:g}, prior_weight {c.prior_weight:g}, "
+            f"beam {c.beam}, thresholds {c.beam_threshold:g} and {c.token_threshold:g}"
         )
 
 
@@ -161,6 +162,12 @@ def trial(
     return Trial(config, word_error_rate(references, found), corpora, spent / (frames * emission_seconds))
 
 
+def token_prior(recordings: Sequence[Emissions]) -> tuple[float, ...]:
+    """Log of each token's mean probability over all emissions."""
+    emissions = np.concatenate([segment for recording in recordings for segment in recording.segments])
+    return tuple(np.log(np.exp(emissions).mean(axis=0)).round(4).tolist())
+
+
 def tune(
     recordings: Sequence[Emissions],
     tokens: Sequence[str],
@@ -174,6 +181,7 @@ def tune(
     rounds: how often to go through the settings. The setting with the fewest errors in the mean over the corpora is
     best, so that a large corpus does not decide alone.
     """
+    config = replace(config, prior=token_prior(recordings))
     tried: dict[BeamConfig, Trial] = {}
 
     def attempt(candidate: BeamConfig) -> Trial:
