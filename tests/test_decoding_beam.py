@@ -217,7 +217,7 @@ def test_pieces_that_cross_a_word_boundary_are_refused() -> None:
 
 @given(st.integers(0, 10**6), st.floats(0.05, 1.0))
 def test_a_prior_is_taken_off_the_emissions_but_not_off_what_is_reported(seed: int, weight: float) -> None:
-    log_probs = emissions(seed, 12, 4)
+    log_probs = emissions(seed, 6, 4)
     prior = tuple(np.log(np.exp(log_probs).mean(axis=0)).tolist())
     config = replace(EVERYTHING, prior_weight=weight, prior=prior)
     found = decode(BeamSearch(config), log_probs, [5])
