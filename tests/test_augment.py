@@ -42,9 +42,7 @@ def test_nothing_changes_where_nothing_is_asked_for(seed: int) -> None:
 @given(SEEDS)
 @FEW
 def test_the_same_generator_gives_the_same_frames(seed: int) -> None:
-    first, second = (
-        augmented_frames(SPEECH, FEATURES, AugmentConfig(), np.random.default_rng(seed)) for _ in range(2)
-    )
+    first, second = (augmented_frames(SPEECH, FEATURES, AugmentConfig(), np.random.default_rng(seed)) for _ in range(2))
     assert np.array_equal(first, second)
     assert np.isfinite(first).all()
 
