@@ -142,7 +142,8 @@ def train(
         KeyboardInterrupt: the run was interrupted; everything is saved.
     """
     options = config.optimizer
-    with joined() as place, Interruption() as interruption:
+    interruption = Interruption()
+    with joined() as place:
         past, initial = _beginning(config, output, init, resume)
         corpus = _corpus(config, data, output, past or initial, place)
         learner = Learner(config, corpus, place, past, initial)
@@ -150,7 +151,8 @@ def train(
         if place.is_first and not past:
             (output / BEST).unlink(missing_ok=True)  # of an earlier run
         saved = time.monotonic()
-        with _log(output, learner, place) as log, closing(_batches(learner, corpus, place, workers)) as batches:
+        batches = _batches(learner, corpus, place, workers)
+        with _log(output, learner, place) as log, interruption, closing(batches):
             if log and corpus.left_out:
                 log.note(f"{len(corpus.utterances)} utterances are learnt from, {corpus.left_out} left out by [data]")
             while learner.step < last_step and not place.any(interruption.wanted):
