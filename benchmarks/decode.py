@@ -24,7 +24,7 @@ from asr.runtime import LANGUAGE_MODEL_FILE, Model
 from asr.training.manifest import read
 from asr.training.tune import Emissions, record, transcribe, word_error_rate
 
-BEAMS = (8, 16, 32, 64)
+BEAMS = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
