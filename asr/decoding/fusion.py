@@ -30,6 +30,25 @@ class Scorer(Protocol):
         ...
 
 
+class Letters:
+    """What tokens spell, as arrays over the tokens.
+
+    begins: whether a token begins with a word boundary, shape = (tokens,); lengths: its letters besides, shape =
+    (tokens,); letters: these, as bytes of UTF-8, shape = (tokens, most letters), zero after the end.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        spelled = ["" if i == BLANK_ID else token for i, token in enumerate(tokens)]
+        if inside := [token for token in spelled if BOUNDARY in token[1:]]:
+            raise ASRError(f"token {inside[0]!r} has a word boundary inside; retrain the pieces within words")
+        self.begins = np.array([token.startswith(BOUNDARY) for token in spelled])
+        letters = [list(token.removeprefix(BOUNDARY).encode()) for token in spelled]
+        self.lengths = np.array([len(row) for row in letters])
+        self.letters = np.zeros((len(tokens), max(1, int(self.lengths.max()))), np.int64)
+        for row, values in zip(self.letters, letters, strict=True):
+            row[: len(values)] = values
+
+
 class Lexicon:
     """A letter tree over the words of a language model; every node is a prefix of at least one word.
 
@@ -87,15 +106,7 @@ class WordScorer:
         self._ahead = self._word_score(self._lexicon.best.astype(np.float64), self._lexicon.outside)
         self._ahead[ROOT] = 0.0
 
-        spelled = ["" if i == BLANK_ID else token for i, token in enumerate(tokens)]
-        if inside := [token for token in spelled if BOUNDARY in token[1:]]:
-            raise ASRError(f"token {inside[0]!r} has a word boundary inside; retrain the pieces within words")
-        self._begins = np.array([token.startswith(BOUNDARY) for token in spelled])
-        letters = [list(token.removeprefix(BOUNDARY).encode()) for token in spelled]
-        self._lengths = np.array([len(row) for row in letters])
-        self._letters = np.zeros((len(tokens), max(1, int(self._lengths.max()))), np.int64)
-        for row, values in zip(self._letters, letters, strict=True):
-            row[: len(values)] = values
+        self._spelled = Letters(tokens)
 
     def start(self) -> Ids:
         """Language-model context and letter-tree node at the start of an utterance, shape = (2,)."""
@@ -105,15 +116,16 @@ class WordScorer:
         """What each token adds, shape = (n,), and the states after it, shape = (n, 2)."""
         context, node = state[:, 0].copy(), state[:, 1].copy()
         score = -self._ahead[node]
-        ends = np.flatnonzero(self._begins[tokens] & (node != ROOT))
+        begins = self._spelled.begins[tokens]
+        ends = np.flatnonzero(begins & (node != ROOT))
         if len(ends):
             score[ends], context[ends] = self._completed(context[ends], node[ends])
-        node[self._begins[tokens]] = ROOT
-        for depth in range(self._letters.shape[1]):
-            going = np.flatnonzero(self._lengths[tokens] > depth)
+        node[begins] = ROOT
+        for depth in range(self._spelled.letters.shape[1]):
+            going = np.flatnonzero(self._spelled.lengths[tokens] > depth)
             if len(going) == 0:
                 break
-            node[going] = self._lexicon.child(node[going], self._letters[tokens[going], depth])
+            node[going] = self._lexicon.child(node[going], self._spelled.letters[tokens[going], depth])
         return score + self._ahead[node], np.stack([context, node], axis=1)
 
     def final(self, state: Ids) -> NDArray[np.float64]:
@@ -122,6 +134,20 @@ class WordScorer:
         is_open = np.flatnonzero(state[:, 1] != ROOT)
         score[is_open], _ = self._completed(state[is_open, 0], state[is_open, 1])
         return score
+
+    def losses(self, letters: Ids) -> NDArray[np.float64]:
+        """What words lose by being outside the vocabulary, in nats.
+
+        letters: of each word, shape = (words, most letters), zero after the end. Result: of each word's prefixes of 0,
+        1, 2 ... letters while it is open, then of the whole word when it is complete, shape = (words, letters + 2).
+        """
+        node = np.full(len(letters), ROOT)
+        lost = np.zeros((len(letters), letters.shape[1] + 2), bool)
+        for depth, letter in enumerate(letters.T):
+            node = np.where(letter > 0, self._lexicon.child(node, letter), node)
+            lost[:, depth + 1] = node == self._lexicon.outside
+        lost[:, -1] = self._lexicon.word[node] == UNKNOWN_ID
+        return lost * self._penalty
 
     def _completed(self, context: Ids, node: Ids) -> tuple[NDArray[np.float64], Ids]:
         """What replaces the look-ahead at each node when its word ends there, and the contexts that follow."""
