@@ -85,7 +85,7 @@ def align(log_probs: NDArray[np.float32], tokens: list[int]) -> list[Span]:
     path = np.empty(frames, np.int64)
     for t in range(frames - 1, -1, -1):
         path[t] = state
-        state -= came_from[t, state]
+        state -= int(came_from[t, state])
     spans = []
     for i, token in enumerate(tokens):
         at = np.flatnonzero(path == 2 * i + 1)

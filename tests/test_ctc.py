@@ -111,6 +111,12 @@ def test_alignment_equals_torchaudio(extra: int, tokens: list[int], seed: int) -
     assert path.tolist() == theirs[0].tolist()
 
 
+def test_a_text_of_hundreds_of_tokens_aligns() -> None:
+    tokens = [1, 2, 3] * 200
+    log_probs = emissions(2 * len(tokens), VOCABULARY)
+    assert [span.token for span in align(log_probs, tokens)] == tokens
+
+
 def test_nothing_aligns_to_nothing() -> None:
     assert align(emissions(3), []) == []
     assert align(emissions(0), []) == []
