@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from asr.ctc import collapse
 from asr.decoding import Path
 from asr.decoding.beam import SETTLE_EVERY, BeamConfig, BeamSearch, BeamState
+from asr.decoding.fusion import WordScorer
 from asr.decoding.greedy import Greedy
 from asr.decoding.kneser_ney import build_corpus, train
 from asr.decoding.lm import UNKNOWN_ID, NgramModel
@@ -100,11 +101,36 @@ def test_fusion_equals_rescoring_every_sequence(
     config = replace(EVERYTHING, lm_weight=lm_weight, word_bonus=word_bonus, oov_penalty=oov_penalty)
     log_probs = emissions(seed, frames, len(tokens))
     expected = enumerate_alignments(log_probs)
-    search = BeamSearch.with_language_model(LM, tokens, config)
+    search = BeamSearch(config, WordScorer(LM, tokens, lm_weight, word_bonus, oov_penalty))
     for path in search.best(search.step(log_probs, search.start()), 10**6):
         total, _, _ = expected[tuple(path.tokens.tolist())]
         text = "".join(tokens[i] for i in path.tokens).replace(BOUNDARY, " ")
         assert path.score == pytest.approx(total + word_score(LM, text, config), abs=1e-4)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([CHARACTERS, PIECES]), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_n_best_are_distinct_texts_with_or_without_a_last_boundary(
+    seed: int, frames: int, tokens: list[str], n: int
+) -> None:
+    search = BeamSearch.with_language_model(LM, tokens, EVERYTHING)
+    each = BeamSearch(EVERYTHING, search.scorer)
+    log_probs = emissions(seed, frames, len(tokens))
+    state = search.step(log_probs, search.start())
+    paths = search.best(state, n)
+    texts = ["".join(tokens[i] for i in path.tokens).replace(BOUNDARY, " ").split() for path in paths]
+    assert len({tuple(text) for text in texts}) == len(paths) <= n
+    assert all(a.score >= b.score for a, b in itertools.pairwise(paths))
+    assert same(paths[0], search.best(state)[0])
+
+    scores = {tuple(path.tokens.tolist()): path.score for path in each.best(state, 10**6)}
+    boundary = tokens.index(BOUNDARY)
+    for path in paths:
+        ids = tuple(path.tokens.tolist())
+        stem = ids[:-1] if ids[-1:] == (boundary,) else ids
+        if stem[-1:] != (boundary,):  # of two boundaries only the first is the end of a word
+            both = np.logaddexp(scores.get(stem, -inf), scores.get((*stem, boundary), -inf))
+            assert path.score == pytest.approx(both, abs=1e-9)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.lists(st.integers(0, 90), max_size=5), st.booleans())

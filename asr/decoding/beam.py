@@ -1,6 +1,6 @@
 """CTC prefix beam search (Graves, 2012; Hannun et al., 2014) over all hypotheses and tokens of a frame at once."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from asr.ctc import BLANK_ID
 from asr.decoding import Path
 from asr.decoding.fusion import Scorer, WordScorer
+from asr.decoding.hotwords import Hotwords, HotwordScorer
 from asr.decoding.lm import NgramModel
 from asr.errors import ASRError
+from asr.tokenizer import BOUNDARY
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -129,9 +131,14 @@ class BeamSearch:
     blank by a factor of at least exp(token_threshold).
     """
 
-    def __init__(self, config: BeamConfig | None = None, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, config: BeamConfig | None = None, scorer: Scorer | None = None, tokens: Sequence[str] = ()
+    ) -> None:
+        """tokens: what they spell, by which `best` tells texts apart; without them every token sequence is one."""
         self.config = config or BeamConfig()
         self.scorer = scorer
+        self.tokens = list(tokens)
+        self._boundary = self.tokens.index(BOUNDARY) if BOUNDARY in self.tokens else -1
         self._prior = np.array(self.config.prior or (0.0,)) * self.config.prior_weight
 
     @classmethod
@@ -144,7 +151,30 @@ class BeamSearch:
             raise ASRError(
                 f"the decoder's prior has {len(config.prior)} numbers and the model {len(tokens)} tokens; tune it again"
             )
-        return cls(config, WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty))
+        scorer = WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty)
+        return cls(config, scorer, tokens)
+
+    def with_hotwords(self, hotwords: Hotwords | None) -> "BeamSearch":
+        """The same search with these hot-words in place of any others."""
+        base = self.scorer.base if isinstance(self.scorer, HotwordScorer) else self.scorer
+        return BeamSearch(self.config, HotwordScorer(hotwords, base) if hotwords else base, self.tokens)
+
+    def adopt(self, state: BeamState, before: "BeamSearch") -> BeamState:
+        """A state of the search `before`, which differs in its hot-words alone, as a state of this one.
+
+        Phrases already said keep what they have earned, and one that is open counts by the hot-words of this search.
+        """
+        hypotheses = state.hypotheses
+        fused, scorer = hypotheses.fused, hypotheses.scorer
+        if isinstance(before.scorer, HotwordScorer):
+            added, scorer = before.scorer.take_back(scorer)
+            fused = fused + added
+        if isinstance(self.scorer, HotwordScorer):
+            entries = _follow(state.trace, hypotheses.heads())
+            live = np.where(entries >= 0, np.append(state.trace.token, 0)[entries], -1)
+            added, scorer = self.scorer.take_up(state.committed.token, live, scorer)
+            fused = fused + added
+        return replace(state, hypotheses=replace(hypotheses, fused=fused, scorer=scorer))
 
     def start(self) -> BeamState:
         """State before the first frame: the empty prefix."""
@@ -168,20 +198,52 @@ class BeamSearch:
         return state
 
     def best(self, state: BeamState, n: int = 1) -> list[Path]:
-        """The n best hypotheses, best first, as if the audio and the last word ended here; the state stays as it is."""
-        scores = self._final_scores(state.hypotheses)
-        chosen = np.argsort(-scores, kind="stable")[:n]
-        parents = state.trace.parent.tolist()
-        paths = []
-        for entry, score in zip(state.hypotheses.heads()[chosen].tolist(), scores[chosen].tolist(), strict=True):
-            chain = []
-            while entry >= 0:
-                chain.append(entry)
-                entry = parents[entry]
-            path = Trace.join([state.committed, state.trace[np.array(chain[::-1], np.int64)]])
-            prior = self._prior[path.token] if self.config.prior else 0.0
-            paths.append(Path(path.token, path.frame, path.log_prob + prior, score))
-        return paths
+        """The n best hypotheses, best first, as if the audio and the last word ended here; the state stays as it is.
+
+        Each has another text. Those that differ in nothing but a boundary after the last word are one, which has their
+        probability together.
+        """
+        rows, scores = self._merged(state.hypotheses)
+        heads = state.hypotheses.heads()
+        paths: dict[Hashable, Path] = {}
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            path = self._path(state, int(heads[row]), score)
+            paths.setdefault(self._text(path), path)
+            if len(paths) == n:
+                break
+        return list(paths.values())
+
+    def _merged(self, hypotheses: Hypotheses) -> tuple[Ids, Scores]:
+        """Rows and scores of the hypotheses that differ in more than a last boundary, best first."""
+        scores = self._final_scores(hypotheses)
+        ends = hypotheses.last == self._boundary
+        if ends.any():
+            key = np.where(ends, hypotheses.parent_key, hypotheses.key)
+            ranked = np.argsort(-scores, kind="stable")
+            _, first, group = np.unique(key[ranked], return_index=True, return_inverse=True)
+            merged = np.full(len(first), NOTHING)
+            np.logaddexp.at(merged, group, scores[ranked])
+            rows, scores = ranked[first], merged
+        else:
+            rows = np.arange(len(scores))
+        order = np.lexsort((rows, -scores))
+        return rows[order], scores[order]
+
+    def _path(self, state: BeamState, entry: int, score: float) -> Path:
+        parent = state.trace.parent
+        chain = []
+        while entry >= 0:
+            chain.append(entry)
+            entry = int(parent[entry])
+        path = Trace.join([state.committed, state.trace[np.array(chain[::-1], np.int64)]])
+        prior = self._prior[path.token] if self.config.prior else 0.0
+        return Path(path.token, path.frame, path.log_prob + prior, score)
+
+    def _text(self, path: Path) -> Hashable:
+        """What tells a path from others."""
+        if not self.tokens:
+            return tuple(path.tokens.tolist())
+        return tuple("".join(self.tokens[i] for i in path.tokens).replace(BOUNDARY, " ").split())
 
     def stable(self, state: BeamState) -> int:
         """How many leading tokens all live hypotheses share; no later emission can change these."""
