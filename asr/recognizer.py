@@ -1,11 +1,12 @@
 """Samples in, words out: a stream that gives partial and final hypotheses, and whole recordings on the same road.
 
-    samples -> resampler -> log-mel -> encoder -> decoder -> endpointing -> hypotheses
+    samples -> resampler -> gate, if wanted -> log-mel -> encoder -> decoder -> endpointing -> hypotheses
 
 The encoder always runs on chunks of the model's own length, and everything after it is decided once per chunk: text,
 times and confidence are the same however the samples are cut.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from asr.features import LogMel, Samples
 from asr.runtime import CONFIG_FILE, LANGUAGE_MODEL_FILE, Model
 from asr.segmenter import EndpointRules, Hypothesis, LogProbs, Segmenter
 from asr.transcript import Seconds, Segment, Transcript
+from asr.vad import SAMPLE_RATE as GATE_RATE
+from asr.vad import Gate, GateRules, Passage
 
 BLOCK_SECONDS = 10.0  # of a recording that is in memory at once
 
@@ -34,14 +37,17 @@ DECODERS = ("auto", "beam", "greedy")
 class Recognizer:
     """A model with its decoder. Any number of streams, in any threads, may run at the same time."""
 
-    def __init__(self, model: Model, decoder: Decoder, rules: EndpointRules | None = None) -> None:
+    def __init__(
+        self, model: Model, decoder: Decoder, rules: EndpointRules | None = None, gate: GateRules | None = None
+    ) -> None:
         self.model = model
         self.decoder = decoder
         self.rules = rules or EndpointRules()
+        self.gate = gate
 
     def stream(self, sample_rate: float = 16_000, *, rules: EndpointRules | None = None) -> "Stream":
         """A stream of samples at `sample_rate` Hz, which is resampled where the model wants another rate."""
-        return Stream(self.model, self.decoder, rules or self.rules, sample_rate)
+        return Stream(self.model, self.decoder, rules or self.rules, sample_rate, self.gate)
 
     def transcribe(
         self,
@@ -104,12 +110,27 @@ class Recognizer:
 class Stream:
     """One speaker's samples as they come; made by `Recognizer.stream`, used by one thread at a time."""
 
-    def __init__(self, model: Model, decoder: Decoder, rules: EndpointRules, sample_rate: float) -> None:
-        features = model.config.features
+    def __init__(
+        self,
+        model: Model,
+        decoder: Decoder,
+        rules: EndpointRules,
+        sample_rate: float,
+        gate: GateRules | None = None,
+    ) -> None:
+        rate = model.config.features.sample_rate
+        if gate and rate != GATE_RATE:
+            raise ASRError(
+                f"the speech gate hears {GATE_RATE} Hz and the model {rate} Hz; switch the gate off with this model"
+            )
         self.sample_rate = check_rate(sample_rate)
-        self._resampler = Resampler(self.sample_rate, features.sample_rate)
+        self._resampler = Resampler(self.sample_rate, rate)
+        self._gate = Gate(gate) if gate else None
+        self._model = model
         self._front = _FrontEnd(model)
         self._segmenter = Segmenter(model.config, model.tokenizer.tokens, decoder, rules)
+        self._samples = 0  # at the model's rate
+        self._chunks = 0  # decoded
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
 
@@ -124,9 +145,9 @@ class Stream:
             raise ASRError("this stream is finished and takes no more samples; begin another with Recognizer.stream()")
         if np.size(samples) == 0:
             return []
-        heard = self._segmenter.emissions
+        chunks = self._chunks
         finals = self._advance(self._resampler.step(as_mono_float32(samples)))
-        if self._segmenter.emissions == heard:
+        if self._chunks == chunks:
             return finals
         partial = self._segmenter.partial()
         before, self._shown = self._shown, partial.text if partial else ""
@@ -138,34 +159,56 @@ class Stream:
             return []
         self._finished = True
         finals = self._advance(self._resampler.flush())
-        if self._front.seconds == 0:
-            return []
-        self._segmenter.duration = self._front.seconds
-        silence = self._front.tail(self._segmenter.rules.tail_seconds)
-        return finals + self._advance(silence, last=True) + self._segmenter.flush()
+        self._segmenter.duration = self._samples / self._model.config.features.sample_rate
+        if self._gate:
+            return finals + self._pass(self._gate.flush())
+        return finals + self._end_region() if self._samples else finals
 
-    def _advance(self, samples: Samples, last: bool = False) -> list[Hypothesis]:
-        emissions = self._front.step(samples, last)
-        return [final for log_probs in emissions for final in self._segmenter.step(log_probs)]
+    def _advance(self, samples: Samples) -> list[Hypothesis]:
+        self._samples += len(samples)
+        return self._pass(self._gate.step(samples)) if self._gate else self._recognise(samples)
+
+    def _pass(self, passages: Iterable[Passage]) -> list[Hypothesis]:
+        """The final hypotheses of what the gate lets through; each of its regions is recognised by itself."""
+        finals: list[Hypothesis] = []
+        for passage in passages:
+            if passage.begin is not None:
+                self._front = _FrontEnd(self._model, passage.known)
+                known = self._front.known_emissions * self._model.config.emission_seconds
+                self._segmenter.move(passage.begin / GATE_RATE + known)
+            finals += self._recognise(passage.samples)
+            if passage.ends:
+                finals += self._end_region()
+        return finals
+
+    def _recognise(self, samples: Samples, last: bool = False) -> list[Hypothesis]:
+        finals: list[Hypothesis] = []
+        for log_probs in self._front.step(samples, last):
+            self._chunks += 1
+            finals += self._segmenter.step(log_probs)
+        return finals
+
+    def _end_region(self) -> list[Hypothesis]:
+        """Lets the last words out with a little silence, and makes them final."""
+        silence = self._front.tail(self._segmenter.rules.tail_seconds)
+        return self._recognise(silence, last=True) + self._segmenter.flush()
 
 
 class _FrontEnd:
-    """Samples at the model's rate, however cut, to emissions chunk by chunk."""
+    """Samples at the model's rate, however cut, to emissions chunk by chunk.
 
-    def __init__(self, model: Model) -> None:
+    known: how many of the first samples are there for the encoder to warm up; their emissions are dropped.
+    """
+
+    def __init__(self, model: Model, known: int = 0) -> None:
         self._model = model
         self._config = model.config
         self._log_mel = LogMel(model.config.features)
         self._samples = self._log_mel.start()
         self._frames = [np.zeros((0, model.config.features.n_mels), np.float32)]
         self._state = model.start()
-        self._early = model.config.lookahead  # emissions still to come that are not of this audio
-        self._count = 0
-
-    @property
-    def seconds(self) -> Seconds:
-        """Of all samples so far."""
-        return self._count / self._config.features.sample_rate
+        self.known_emissions = math.ceil(known / (model.config.features.hop * model.config.subsampling))
+        self._early = model.config.lookahead + self.known_emissions  # emissions still to come that are dropped
 
     def tail(self, seconds: Seconds) -> Samples:
         """Silence after which the emissions of all samples, and of `seconds` more, are out."""
@@ -179,7 +222,6 @@ class _FrontEnd:
 
         A bidirectional model gives those of all chunks with the `last` samples.
         """
-        self._count += len(samples)
         frames, self._samples = self._log_mel.step(samples, self._samples)
         self._frames.append(frames)
         if last:
@@ -187,8 +229,8 @@ class _FrontEnd:
         if self._config.streaming:
             yield from self._chunks()
         elif last:
-            log_probs, _ = self._model.step(np.concatenate(self._frames)[None], {})
-            yield from np.split(log_probs[0], range(self._chunk_emissions, log_probs.shape[1], self._chunk_emissions))
+            log_probs = self._model.step(np.concatenate(self._frames)[None], {})[0][0, self._early :]
+            yield from np.split(log_probs, range(self._chunk_emissions, len(log_probs), self._chunk_emissions))
 
     def _chunks(self) -> Iterator[LogProbs]:
         length = self._config.chunk_frames
@@ -213,6 +255,7 @@ def load(
     threads: int = 1,
     precision: str = "auto",
     rules: EndpointRules | None = None,
+    gate: GateRules | None = None,
 ) -> Recognizer:
     """A recogniser from a bundled model's name or a model directory.
 
@@ -223,7 +266,7 @@ def load(
     if decoder not in DECODERS:
         raise ASRError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
     model = Model.load(find_model(name_or_dir), threads=threads, precision=precision)
-    return Recognizer(model, _decoder(model, decoder), rules)
+    return Recognizer(model, _decoder(model, decoder), rules, gate)
 
 
 def find_model(name_or_dir: str | os.PathLike[str]) -> Path:

@@ -117,7 +117,7 @@ class Model:
             raise ASRError(f"the number of threads is {threads}; it must be 1 or more")
         config = ModelConfig.load(directory)
         tokenizer = Tokenizer.load(directory)
-        session = _session(_graph(directory, precision), threads)
+        session = open_graph(_graph(directory, precision), threads)
         vocabulary = session.get_outputs()[0].shape[-1]
         if vocabulary != len(tokenizer.tokens):
             raise ASRError(
@@ -152,7 +152,8 @@ def _graph(directory: Path, precision: str) -> Path:
     raise ASRError(f"{directory} has no {' and no '.join(wanted)}; {EXPORT_AGAIN}")
 
 
-def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_graph(graph: Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A session that computes in so many threads and sleeps in between; ASRError where the file is damaged."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

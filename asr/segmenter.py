@@ -26,7 +26,7 @@ class EndpointRules:
     silence_seconds: Seconds = 0.8  # of silence after words end the segment
     max_seconds: Seconds = 20.0  # of segment; a longer one is cut between two words
     cut_seconds: Seconds = 6.0  # at the end of a long segment, searched for the longest pause to cut it in
-    idle_seconds: Seconds = 4.0  # without a word: the decoder starts afresh, so that it never grows
+    idle_seconds: Seconds = 2.4  # without a word: the decoder starts afresh, so that it never grows
     tail_seconds: Seconds = 0.5  # of silence fed at the end of the stream, so that the last tokens come out
 
     def __post_init__(self) -> None:
@@ -46,7 +46,8 @@ class EndpointRules:
 class Hypothesis:
     """What a stream has understood: a partial one may still change, a final one is a whole segment and stays.
 
-    `start` and `end` are seconds from the start of the stream, those of the first and the last word.
+    `start` and `end` are seconds from the start of the stream, those of the first and the last word. `committed` is how
+    many of the words, from the first on, stay as they are: later hypotheses of the segment begin with them too.
     """
 
     text: str
@@ -54,6 +55,7 @@ class Hypothesis:
     start: Seconds
     end: Seconds
     words: tuple[Word, ...]
+    committed: int = 0
 
     @property
     def segment(self) -> Segment:
@@ -87,14 +89,10 @@ class Segmenter:
             max(1, round(seconds / self._emission_seconds))
             for seconds in (rules.silence_seconds, rules.idle_seconds, rules.max_seconds, rules.cut_seconds)
         )  # emissions
-        self._begin = 0  # emission of the stream at which the segment begins
+        self._origin: Seconds = 0.0  # in the stream, of the first emission
+        self._begin = 0  # emission at which the segment begins, from the origin on
         self._spoken_until: Seconds = 0.0  # end of the last final word
         self._restart(np.zeros((0, len(self._tokens)), np.float32))
-
-    @property
-    def emissions(self) -> int:
-        """Of the stream so far."""
-        return self._begin + self._length
 
     def step(self, log_probs: LogProbs) -> list[Hypothesis]:
         """Emissions of one chunk, shape = (emissions, vocabulary), to the final hypothesis they complete, if any."""
@@ -112,6 +110,11 @@ class Segmenter:
     def partial(self) -> Hypothesis | None:
         """The words of the open segment so far."""
         return self._hypothesis(self._words(self._path), is_final=False)
+
+    def move(self, origin: Seconds) -> None:
+        """The next emission is that of a later time in the stream; the segment before must have been flushed."""
+        self._origin, self._begin = origin, 0
+        self._restart(self._log_probs[0][:0])
 
     def flush(self) -> list[Hypothesis]:
         """Ends the open segment: its words, if there are any."""
@@ -173,4 +176,4 @@ class Segmenter:
         return Hypothesis(" ".join(w.text for w in words), is_final, words[0].start, until, tuple(words))
 
     def _seconds(self, emission: int) -> Seconds:
-        return (self._begin + emission) * self._emission_seconds - self._delay
+        return self._origin + (self._begin + emission) * self._emission_seconds - self._delay
