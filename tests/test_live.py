@@ -1,11 +1,14 @@
 """`asr live` and `asr devices`: on stand-ins, and from a sound server's speaker through a microphone to the words."""
 
+import contextlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,9 +22,10 @@ import asr
 from asr.audio import Resampler
 from asr.cli import main
 from asr.errors import ASRError
-from asr.microphone import Device
+from asr.microphone import Device, Disconnected
 from asr.segmenter import Hypothesis
 from asr.text import normalize
+from asr.transcript import Word
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
@@ -56,19 +60,29 @@ class FakeMicrophone:
     ) -> None: ...
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        block = np.zeros(480, np.float32)
+        block = np.full(480, 0.5, np.float32)
         yield block
         yield block
         self.event(self)
         yield block
         assert self.stopped
 
+    def reconnect(self) -> bool:
+        self.event = FakeMicrophone.stop
+        return not self.stopped
+
     def stop(self) -> None:
         self.stopped = True
 
 
+def hypothesis(text: str, is_final: bool) -> Hypothesis:
+    """Words of a tenth of a second each, from the start of the stream."""
+    words = tuple(Word(word, i / 10, (i + 1) / 10, 0.5) for i, word in enumerate(text.split()))
+    return Hypothesis(text, is_final, 0.0, len(words) / 10, words)
+
+
 class FakeRecognizer:
-    """Hears "one two", then "three", of which the end comes only with `finish`."""
+    """Hears "one two", then "three", of which the end comes only with `finish`, in every stream anew."""
 
     def stream(self, sample_rate: float) -> Self:
         assert sample_rate == FakeMicrophone.sample_rate
@@ -76,30 +90,29 @@ class FakeRecognizer:
         return self
 
     def accept(self, samples: np.ndarray) -> list[Hypothesis]:
-        text, is_final = next(self.script)
-        return [Hypothesis(text, is_final, 0.0, 0.0, ())]
+        return [hypothesis(*next(self.script))]
 
     def finish(self) -> list[Hypothesis]:
-        *_, (text, is_final) = self.script
-        return [Hypothesis(text, is_final, 0.0, 0.0, ())]
+        *_, last = self.script
+        return [hypothesis(*last)]
 
 
 @pytest.fixture
-def live(monkeypatch: pytest.MonkeyPatch) -> Callable[[Event], int]:
+def live(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs `asr live` on the stand-ins, with an event after the second block."""
 
-    def run(event: Event) -> int:
+    def run(event: Event, *options: str) -> int:
         monkeypatch.setattr("asr.microphone.Microphone", FakeMicrophone)
         monkeypatch.setattr(FakeMicrophone, "event", staticmethod(event))
         monkeypatch.setattr(asr, "load", lambda model: FakeRecognizer(), raising=False)
-        return main(["live", "--plain"])
+        return main(["live", *(options or ["--plain"])])
 
     return run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_the_last_words(
-    live: Callable[[Event], int], capsys: pytest.CaptureFixture[str], number: signal.Signals
+    live: Callable[..., int], capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     usual = signal.getsignal(number)
     assert live(lambda microphone: signal.raise_signal(number)) == 0
@@ -109,7 +122,7 @@ def test_a_signal_ends_it_with_the_last_words(
     assert signal.getsignal(number) is usual
 
 
-def test_a_second_interrupt_ends_it_at_once(live: Callable[[Event], int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_interrupt_ends_it_at_once(live: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt_twice(microphone: FakeMicrophone) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -118,25 +131,107 @@ def test_a_second_interrupt_ends_it_at_once(live: Callable[[Event], int], capsys
     assert capsys.readouterr().out == "one two\n"
 
 
-def test_a_microphone_that_goes_away_ends_it_with_the_last_words(
-    live: Callable[[Event], int], capsys: pytest.CaptureFixture[str]
+def test_a_failing_microphone_ends_it_with_the_last_words(
+    live: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unplug(microphone: FakeMicrophone) -> None:
-        raise ASRError("The microphone is gone: connect it")
+    def fail(microphone: FakeMicrophone) -> None:
+        raise ASRError("The microphone is broken: repair it")
 
-    assert live(unplug) == 1
+    assert live(fail) == 1
     output = capsys.readouterr()
     assert output.out == "one two\nthree\n"
-    assert output.err.endswith("asr: The microphone is gone: connect it\n")
+    assert output.err.endswith("asr: The microphone is broken: repair it\n")
 
 
-def test_lost_sound_is_told(live: Callable[[Event], int], capsys: pytest.CaptureFixture[str]) -> None:
+def unplug(microphone: FakeMicrophone) -> None:
+    """Away after the second block, back at once, and stopped three blocks later."""
+    raise Disconnected("The microphone is gone: connect it again")
+
+
+def test_an_unplugged_microphone_is_waited_for(live: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert live(unplug) == 0
+    output = capsys.readouterr()
+    assert output.out == "one two\nthree\n" * 2
+    assert output.err.splitlines()[1:] == [
+        "asr: The microphone is gone: connect it again; waiting for it, Ctrl-C ends",
+        'listening to "Fake" (Test, 48000 Hz) again',
+    ]
+
+
+def test_files_are_of_everything_that_was_heard(live: Callable[..., int], tmp_path: Path) -> None:
+    names = ["said.txt", "said.json", "said.srt", "said.vtt", "said.tsv"]
+    save = [option for name in names for option in ("--save", str(tmp_path / name))]
+    assert live(unplug, *save, "--record", str(tmp_path / "heard.wav")) == 0
+    assert (tmp_path / "said.txt").read_text() == "one two\nthree\n" * 2
+    whole = json.loads((tmp_path / "said.json").read_text())
+    assert whole["text"] == "one two three one two three"
+    assert [word["start"] for word in whole["words"]] == [0, 0.1, 0, 0.02, 0.12, 0.02]  # 960 samples before the loss
+    assert (tmp_path / "said.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 -->")
+    sound, rate = soundfile.read(tmp_path / "heard.wav")
+    assert rate == FakeMicrophone.sample_rate
+    np.testing.assert_allclose(sound, np.full(5 * 480, 0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["said.txt", "said.json", "said.srt", "said.vtt", "said.tsv"])
+def test_a_file_holds_every_segment_at_once(live: Callable[..., int], tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+
+    def look(microphone: FakeMicrophone) -> None:
+        text = path.read_text()
+        if name == "said.json":
+            assert [segment["text"] for segment in json.loads(text)["segments"]] == ["one two"]
+        assert "one two" in text
+        microphone.stop()
+
+    assert live(look, "--save", str(path)) == 0
+    assert "three" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--save", "said.doc"], "asr: --save said.doc has a suffix that names no format; wanted .json, .srt, "),
+        (["--record", "heard.mp3"], "asr: --record heard.mp3 has a suffix that names no format; wanted .flac, "),
+        (["--save", "there.txt"], "asr: there.txt exists already"),
+        (["--record", "there.wav"], "asr: there.wav exists already"),
+        (["--save", "nowhere/said.txt"], "asr: cannot write nowhere/said.txt: No such file or directory; "),
+        (["--record", "nowhere/heard.wav"], "asr: cannot write nowhere/heard.wav: "),
+    ],
+)
+def test_files_that_cannot_be_written(
+    live: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.txt").touch()
+    (tmp_path / "there.wav").touch()
+    assert live(no_event, *options) == (1 if "nowhere" in complaint else 2)
+    assert capsys.readouterr().err.startswith(complaint)
+
+
+def test_json_lines_are_all_hypotheses(live: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert live(lambda microphone: microphone.stop(), "--json-lines") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(event["type"], event["text"]) for event in events] == [
+        ("partial", "one"),
+        ("final", "one two"),
+        ("partial", "three"),
+        ("final", "three"),
+    ]
+    assert events[1]["words"][1] == {"text": "two", "start": 0.1, "end": 0.2, "confidence": 0.5}
+
+
+def test_lost_sound_is_told(live: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     def lose(microphone: FakeMicrophone) -> None:
         microphone.overflows = 3
         microphone.stop()
 
     assert live(lose) == 0
-    assert "asr: sound was lost 3 times" in capsys.readouterr().err
+    assert "asr: sound lost 3 times" in capsys.readouterr().err
 
 
 # Through a real sound server
@@ -174,16 +269,36 @@ def hear(
     return output, errors
 
 
-def test_words_that_are_played_are_written_down(sound_server: dict[str, str], tmp_path: Path) -> None:
-    clips = ["27-124992-0008.flac", "27-124992-0002.flac"]
-    sound = write_sound(tmp_path / "sound.wav", clips)
-    process = subprocess.Popen(
-        command("live", "--plain", "--device", "pulse"),
-        env=sound_server,
+def listen(environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
+    """`asr live` on the sound server's microphone."""
+    return subprocess.Popen(
+        command("live", "--device", "pulse", *options),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def told(process: subprocess.Popen[str]) -> str:
+    """The next line on standard error."""
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+def play(sound: Path, environment: dict[str, str]) -> None:
+    subprocess.run(["paplay", sound], env=environment, check=True, timeout=60)
+
+
+def control(environment: dict[str, str], *arguments: str) -> None:
+    """Tells the sound server something."""
+    subprocess.run(["pactl", *arguments], env=environment, check=True, capture_output=True, timeout=60)
+
+
+def test_words_that_are_played_are_written_down(sound_server: dict[str, str], tmp_path: Path) -> None:
+    clips = ["27-124992-0008.flac", "27-124992-0002.flac"]
+    sound = write_sound(tmp_path / "sound.wav", clips)
+    process = listen(sound_server, "--plain")
     output, errors = hear(process, sound, sound_server, signal.SIGINT)
     assert errors == ""
     assert len(output.splitlines()) == len(clips)
@@ -192,45 +307,104 @@ def test_words_that_are_played_are_written_down(sound_server: dict[str, str], tm
     assert jiwer.wer(reference(clips), heard) <= 0.5
 
 
+def test_killed_it_leaves_all_that_was_final(sound_server: dict[str, str], tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "sound.wav", ["27-124992-0002.flac"])
+    files = {name: tmp_path / f"said.{name}" for name in ("txt", "json", "srt")}
+    recording = tmp_path / "heard.flac"
+    save = [option for path in files.values() for option in ("--save", str(path))]
+    with listen(sound_server, *save, "--record", str(recording)) as process:
+        assert told(process).startswith("listening")
+        play(sound, sound_server)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.kill()
+    assert len(line.split()) > 5
+    assert files["txt"].read_text() == line
+    segment, *_ = json.loads(files["json"].read_text())["segments"]
+    assert segment["text"] == line.strip()
+    cues = files["srt"].read_text().strip().split("\n\n")
+    assert " ".join(" ".join(cue.splitlines()[2:]) for cue in cues) == line.strip()
+    assert jiwer.cer(line, asr.load().transcribe(recording).text) <= NEAR
+
+
+def test_an_unplugged_microphone_is_heard_again(sound_server: dict[str, str], tmp_path: Path) -> None:
+    clips = ["27-124992-0008.flac", "27-124992-0002.flac"]
+    with listen(sound_server, "--plain") as process:
+        assert told(process).startswith("listening")
+        play(DATA / clips[0], sound_server)
+        control(sound_server, "unload-module", "module-null-sink")
+        assert told(process) == (
+            'asr: The microphone "pulse" has stopped sending sound: connect it again; waiting for it, Ctrl-C ends\n'
+        )
+        control(sound_server, "load-module", "module-null-sink")
+        assert re.fullmatch(r'listening to "pulse" \(ALSA, \d+ Hz\) again\n', told(process))
+        play(DATA / clips[1], sound_server)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert errors == ""
+    recognizer = asr.load()
+    for line, clip in zip(output.splitlines(), clips, strict=True):
+        assert jiwer.cer(recognizer.transcribe(DATA / clip).text, line) <= NEAR
+
+
+def test_a_sound_server_that_dies_is_waited_for(sound_server: dict[str, str], tiny_model: Path) -> None:
+    with listen(sound_server, "--model", str(tiny_model)) as process:
+        assert told(process).startswith("listening")
+        subprocess.run(["pulseaudio", "--kill"], env=sound_server, check=True, timeout=60)
+        assert "waiting for it" in told(process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert errors == ""
+
+
+def test_what_the_computer_plays_is_heard(sound_server: dict[str, str], tmp_path: Path) -> None:
+    control(sound_server, "load-module", "module-null-sink", "sink_name=other")
+    control(sound_server, "set-default-source", "other.monitor")
+    sound = write_sound(tmp_path / "sound.wav", ["27-124992-0002.flac"])
+    process = subprocess.Popen(
+        command("live", "--loopback"), env=sound_server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    output, _ = hear(process, sound, sound_server, signal.SIGINT)
+    assert jiwer.cer(asr.load().transcribe(sound).text, output.strip()) <= NEAR
+
+
 def test_on_a_terminal_a_line_grows_until_it_is_final(sound_server: dict[str, str], tmp_path: Path) -> None:
-    clips = ["27-124992-0002.flac"]
-    sound = write_sound(tmp_path / "sound.wav", clips)
+    sound = write_sound(tmp_path / "sound.wav", ["27-124992-0002.flac"])
     terminal, inside = os.openpty()
     process = subprocess.Popen(
         command("live", "--device", "pulse"),
-        env={**sound_server, "TERM": "xterm-256color"},
+        env={**sound_server, "TERM": "xterm-256color", "COLUMNS": "200"},
         stdout=inside,
         stderr=subprocess.PIPE,
         text=True,
     )
     os.close(inside)
-    hear(process, sound, sound_server, signal.SIGTERM)
-    screen = os.read(terminal, 1_000_000).decode()
+    with ThreadPoolExecutor() as pool:
+        shown = pool.submit(read_all, terminal)
+        hear(process, sound, sound_server, signal.SIGTERM)
+        drawings = shown.result().split("\x1b[2K")  # each erases the one before it
     os.close(terminal)
-    partials = re.findall(r"\x1b\[2m(.*?)\x1b\[0m\r\x1b\[2K", screen)  # dim, then erased
-    *_, last = filter(None, re.sub(r"\x1b\[2m.*?\x1b\[0m|\x1b\[.*?[a-zA-Z]|\r", "", screen).split("\n"))
-    assert len(partials) > 5
-    assert len(partials[0]) < len(partials[2]) < len(partials[-1])
-    assert jiwer.cer(asr.load().transcribe(sound).text, last) <= NEAR
+    partials = [found[1] for drawing in drawings if (found := re.match(r"\s*\x1b\[2m([a-z' ]+)\x1b\[0m", drawing))]
+    distinct = list(dict.fromkeys(partials))
+    assert len(distinct) > 5
+    assert len(distinct[0]) < len(distinct[2]) < len(distinct[-1])
+    footers = [drawing for drawing in drawings if "x real time" in drawing]
+    assert all("pulse" in footer and "no sound lost" in footer for footer in footers)
+    assert max(footer.count("█") for footer in footers) > min(footer.count("█") for footer in footers) == 0
+    plain = re.sub(r"\x1b\[2m.*?\x1b\[0m|\x1b\[.*?[a-zA-Z]|\r", "", "".join(drawings))
+    [final] = re.findall(r"^[a-z' ]+$", plain, re.MULTILINE)
+    assert jiwer.cer(asr.load().transcribe(sound).text, final) <= NEAR
 
 
-def test_a_sound_server_that_dies_is_told_in_one_line(sound_server: dict[str, str], tiny_model: Path) -> None:
-    process = subprocess.Popen(
-        command("live", "--model", str(tiny_model), "--plain", "--device", "pulse"),
-        env=sound_server,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("listening")
-    subprocess.run(["pulseaudio", "--kill"], env=sound_server, check=True, timeout=60)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.splitlines()[-1] == (
-        'asr: The microphone "pulse" has stopped sending sound: connect it again and restart'
-    )
-    assert "Traceback" not in errors
+def read_all(terminal: int) -> str:
+    """What is written to a terminal until its last writer has closed it."""
+    pieces = []
+    with contextlib.suppress(OSError):  # which is how Linux tells the end
+        while piece := os.read(terminal, 65536):
+            pieces.append(piece)
+    return b"".join(pieces).decode()
 
 
 def test_devices_are_listed(sound_server: dict[str, str]) -> None:

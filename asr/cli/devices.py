@@ -11,12 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints one line a device; the default one is marked with a star."""
-    from asr.errors import ASRError
-    from asr.microphone import NO_MICROPHONE, devices
+    from asr.microphone import devices, no_microphone
 
     found = devices()
     if not found:
-        raise ASRError(NO_MICROPHONE)
+        raise no_microphone()
     width = max(len(device.name) for device in found)
     for device in found:
         star = "*" if device.is_default else " "

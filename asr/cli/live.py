@@ -1,56 +1,185 @@
 """`asr live`: what a microphone hears, while it is being said."""
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
+from asr.cli import TRACEBACK
 from asr.errors import ASRError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from asr.cli.saving import Recording, Saved
+    from asr.cli.screen import Screen, State
     from asr.microphone import Microphone
+    from asr.recognizer import Recognizer
     from asr.segmenter import Hypothesis
 
 HELP = "write down what a microphone hears, while it is being said"
 EPILOG = """
-A line changes while it is being said and stays as it is after a pause. Ctrl-C ends, with the last words written.
+A line changes while it is being said and stays as it is after a pause. Ctrl-C ends, with the last words written. When
+the microphone is unplugged, this waits until it is back. Times are of the sound heard, as in the file of --record.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's options."""
     parser.epilog = EPILOG
-    parser.add_argument("--device", metavar="D", help="number, name or part of a name (see: asr devices)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--device", metavar="D", help="number, name or part of a name (see: asr devices)")
+    source.add_argument("--loopback", action="store_true", help="hear what this computer plays instead of a microphone")
     parser.add_argument("--model", default="en", metavar="M", help="name or folder of a model (default: en)")
     parser.add_argument("--plain", action="store_true", help="finished lines only, as always where output is piped")
+    parser.add_argument("--json-lines", action="store_true", help="all that is heard, unfinished too, as lines of JSON")
+    save_help = "write it down in a new FILE.txt, .json, .srt, .vtt or .tsv too, as it is said; may be repeated"
+    parser.add_argument("--save", action="append", type=Path, default=[], metavar="FILE", help=save_help)
+    parser.add_argument("--record", type=Path, metavar="FILE", help="keep the sound in a new FILE.flac, .wav or .ogg")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Listens until Ctrl-C; 0 then, an ASRError where the microphone cannot be opened or goes away."""
-    import asr
-    from asr.microphone import Microphone
+    """Listens until Ctrl-C; 0 then, an ASRError where the microphone cannot be opened or a file not be written."""
+    from asr.cli.saving import SOUNDS, Recording, check, saved
+    from asr.cli.screen import State, lost, screen
+    from asr.transcript import WRITERS
 
-    microphone = Microphone(args.device)
-    stream = asr.load(args.model).stream(microphone.sample_rate)
-    failure: ASRError | None = None
-    with _ended_by_signals(microphone), microphone:
-        device = microphone.device
-        print(f'listening to "{device.name}" ({device.host}, {device.sample_rate} Hz); Ctrl-C ends', file=sys.stderr)
-        with _screen(args.plain) as screen:
-            try:
-                for block in microphone:
-                    screen.show(stream.accept(block), microphone.overflows)
-            except ASRError as error:
-                failure = error
-            screen.show(stream.finish(), microphone.overflows)
-    if failure:
-        raise failure
-    if microphone.overflows:
-        print(f"asr: {_lost(microphone.overflows)}", file=sys.stderr)
+    for path in args.save:
+        check(path, "--save", {f".{name}" for name in WRITERS})
+    if args.record:
+        check(args.record, "--record", set(SOUNDS))
+
+    import asr
+    from asr.microphone import Microphone, find_loopback
+
+    with _quiet_libraries(), ExitStack() as stack:
+        microphone = Microphone(find_loopback().index if args.loopback else args.device)
+        recognizer = asr.load(args.model)
+        stack.enter_context(_ended_by_signals(microphone))
+        stack.enter_context(microphone)
+        files = [stack.enter_context(saved(path)) for path in args.save]
+        recording = stack.enter_context(Recording(args.record, microphone.sample_rate)) if args.record else None
+        print(f"listening to {_described(microphone)}; Ctrl-C ends", file=sys.stderr, flush=True)
+        state = State(microphone.device.name)
+        view = stack.enter_context(screen(state, plain=args.plain, json_lines=args.json_lines))
+        _Session(recognizer, microphone, state, view, files, recording).run()
+    if state.overflows:
+        print(f"asr: {lost(state.overflows)}: the computer is too busy to keep up", file=sys.stderr)
     return 0
+
+
+class _Session:
+    """From the microphone through the recogniser to the screen and the files, over any number of reconnections."""
+
+    def __init__(
+        self,
+        recognizer: "Recognizer",
+        microphone: "Microphone",
+        state: "State",
+        screen: "Screen",
+        files: "list[Saved]",
+        recording: "Recording | None",
+    ) -> None:
+        self._recognizer = recognizer
+        self._microphone = microphone
+        self._state = state
+        self._screen = screen
+        self._files = files
+        self._recording = recording
+        self._begin = 0.0  # of the present stream, in seconds heard
+
+    def run(self) -> None:
+        """Until the microphone is stopped."""
+        from asr.microphone import Disconnected
+
+        while True:
+            try:
+                self._listen()
+                return
+            except Disconnected as error:
+                self._state.waiting = f"{error}; waiting for it, Ctrl-C ends"
+                self._screen.tell(f"asr: {self._state.waiting}")
+            if not self._microphone.reconnect():
+                return
+            self._state.waiting = ""
+            self._state.device = self._microphone.device.name
+            self._screen.tell(f"listening to {_described(self._microphone)} again")
+
+    def _listen(self) -> None:
+        """One connection of the microphone, to its end or loss; all that was said in it is shown in either case."""
+        rate = self._microphone.sample_rate
+        stream = self._recognizer.stream(rate)
+        self._begin = self._state.seconds
+        if self._recording:
+            self._recording.at(rate)
+        failure: ASRError | None = None
+        try:
+            for block in self._microphone:
+                self._hear(block, rate)
+                started = time.perf_counter()
+                hypotheses = stream.accept(block)
+                self._state.busy += time.perf_counter() - started
+                self._show(hypotheses)
+        except ASRError as error:
+            failure = error
+        self._show(stream.finish())
+        if failure:
+            raise failure
+
+    def _hear(self, block: "np.ndarray", rate: int) -> None:
+        if self._recording:
+            self._recording.write(block)
+        self._state.seconds += len(block) / rate
+        self._state.peak = max(self._state.peak, float(abs(block).max(initial=0.0)))
+        self._state.overflows = self._microphone.overflows
+
+    def _show(self, hypotheses: "list[Hypothesis]") -> None:
+        hypotheses = [_later(hypothesis, self._begin) for hypothesis in hypotheses]
+        for hypothesis in hypotheses:
+            if hypothesis.is_final and hypothesis.words:
+                for file in self._files:
+                    file.write(hypothesis.segment)
+        self._screen.show(hypotheses)
+
+
+def _later(hypothesis: "Hypothesis", seconds: float) -> "Hypothesis":
+    """The hypothesis with all its times moved."""
+
+    def moved(timed: Any) -> Any:
+        return replace(timed, start=timed.start + seconds, end=timed.end + seconds)
+
+    return replace(moved(hypothesis), words=tuple(map(moved, hypothesis.words))) if seconds else hypothesis
+
+
+def _described(microphone: "Microphone") -> str:
+    device = microphone.device
+    return f'"{device.name}" ({device.host}, {device.sample_rate} Hz)'
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps what PortAudio and ALSA print about a lost device off standard error, which stays Python's own."""
+    if os.environ.get(TRACEBACK) or sys.stderr is None or sys.stderr is not sys.__stderr__:
+        yield
+        return
+    sys.stderr.flush()
+    own = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    with os.fdopen(os.dup(own), "w", buffering=1, errors="backslashreplace") as sys.stderr:
+        try:
+            yield
+        finally:
+            sys.stderr = sys.__stderr__
+            os.dup2(own, 2)
+            os.close(own)
 
 
 @contextmanager
@@ -72,62 +201,3 @@ def _ended_by_signals(microphone: "Microphone") -> Iterator[None]:
         yield
     finally:
         restore()
-
-
-class _Screen(Protocol):
-    def show(self, hypotheses: "Iterable[Hypothesis]", overflows: int) -> None:
-        """Shows what is new."""
-
-
-def _screen(plain: bool) -> "AbstractContextManager[_Screen]":
-    return nullcontext(_Lines()) if plain or not sys.stdout.isatty() else _Terminal()
-
-
-class _Lines:
-    """Final hypotheses, a line each."""
-
-    def show(self, hypotheses: "Iterable[Hypothesis]", overflows: int) -> None:
-        for hypothesis in hypotheses:
-            if hypothesis.is_final and hypothesis.text:
-                print(hypothesis.text, flush=True)
-
-
-class _Terminal:
-    """Final hypotheses as lines, and below them the partial one, which changes in place."""
-
-    def __init__(self) -> None:
-        from rich.live import Live
-        from rich.text import Text
-
-        self._text = Text
-        self._live = Live(transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        self._partial = ""
-        self._overflows = 0
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def show(self, hypotheses: "Iterable[Hypothesis]", overflows: int) -> None:
-        for hypothesis in hypotheses:
-            self._partial = "" if hypothesis.is_final else hypothesis.text
-            self._draw()
-            if hypothesis.is_final and hypothesis.text:
-                self._live.console.print(self._text(hypothesis.text), soft_wrap=True)
-        if overflows != self._overflows:
-            self._overflows = overflows
-            self._draw()
-
-    def _draw(self) -> None:
-        warning = f"\n[{_lost(self._overflows)}]" if self._overflows else ""
-        self._live.update(self._text(self._partial, style="dim").append(warning, style="red"), refresh=True)
-
-
-def _lost(overflows: int) -> str:
-    times = "once" if overflows == 1 else f"{overflows} times"
-    return f"sound was lost {times}: the computer is too busy to keep up"
