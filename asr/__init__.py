@@ -17,16 +17,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asr.decoding.hotwords import Hotwords
     from asr.errors import ASRError
     from asr.recognizer import Recognizer, Stream, load
     from asr.segmenter import EndpointRules, Hypothesis
-    from asr.transcript import Segment, Transcript, Word
+    from asr.transcript import Alternative, Segment, Transcript, Word
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASRError",
+    "Alternative",
     "EndpointRules",
+    "Hotwords",
     "Hypothesis",
     "Recognizer",
     "Segment",
@@ -37,10 +40,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "asr.decoding.hotwords": ("Hotwords",),
     "asr.errors": ("ASRError",),
     "asr.recognizer": ("Recognizer", "Stream", "load"),
     "asr.segmenter": ("EndpointRules", "Hypothesis"),
-    "asr.transcript": ("Segment", "Transcript", "Word"),
+    "asr.transcript": ("Alternative", "Segment", "Transcript", "Word"),
 }
 
 

@@ -8,7 +8,7 @@ times and confidence are the same however the samples are cut.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from asr.audio import Resampler, as_mono_float32, check_rate, read_blocks
 from asr.decoding import Decoder
 from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy
+from asr.decoding.hotwords import Hotwords, Wanted, phrases
 from asr.decoding.lm import NgramModel
 from asr.errors import ASRError
-from asr.features import LogMel, Samples
-from asr.runtime import CONFIG_FILE, LANGUAGE_MODEL_FILE, Model
+from asr.features import Frames, LogMel, Samples
+from asr.runtime import CONFIG_FILE, LANGUAGE_MODEL_FILE, Model, State
 from asr.segmenter import EndpointRules, Hypothesis, LogProbs, Segmenter
 from asr.transcript import Seconds, Segment, Transcript
 from asr.vad import SAMPLE_RATE as GATE_RATE
@@ -32,6 +33,9 @@ BLOCK_SECONDS = 10.0  # of a recording that is in memory at once
 PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE.parent / "pretrained", PACKAGE / "pretrained")  # of bundled models: of a checkout, of an installation
 DECODERS = ("auto", "beam", "greedy")
+
+# Yields what Model.step takes, a batch of one, and is sent what it gives, until it returns hypotheses.
+Steps = Generator[tuple[Frames, State], tuple[LogProbs, State], list[Hypothesis]]
 
 
 class Recognizer:
@@ -45,9 +49,41 @@ class Recognizer:
         self.rules = rules or EndpointRules()
         self.gate = gate
 
-    def stream(self, sample_rate: float = 16_000, *, rules: EndpointRules | None = None) -> "Stream":
-        """A stream of samples at `sample_rate` Hz, which is resampled where the model wants another rate."""
-        return Stream(self.model, self.decoder, rules or self.rules, sample_rate, self.gate)
+    def stream(
+        self,
+        sample_rate: float = 16_000,
+        *,
+        rules: EndpointRules | None = None,
+        hotwords: Wanted | Hotwords | None = None,
+        nbest: int = 1,
+    ) -> "Stream":
+        """A stream of samples at `sample_rate` Hz, which is resampled where the model wants another rate.
+
+        hotwords: as the method `hotwords` takes them, or what it gave. nbest: alternatives that a final hypothesis
+        lists, if more than one.
+        """
+        stream = Stream(self, rules or self.rules, sample_rate, nbest)
+        if hotwords:
+            stream.set_hotwords(hotwords)
+        return stream
+
+    def hotwords(self, wanted: Wanted) -> Hotwords | None:
+        """Phrases to listen for, prepared once for any number of streams; None where there is no phrase.
+
+        wanted: a text such as "Nuffield Kaliko=8", "general relativity, Nuffield" or "@FILE", phrases one by one, or a
+        mapping of phrases to their boosts in nats; `asr.decoding.hotwords.phrases` says more. Raises ASRError where a
+        phrase cannot be spoken, and where the decoder is greedy.
+        """
+        boosts = phrases(wanted)
+        if not boosts:
+            return None
+        if not isinstance(self.decoder, BeamSearch):
+            raise ASRError('hot-words need the beam search and this decoder is greedy; load the model for "beam"')
+        return self.decoder.hotwords(boosts, self.model.tokenizer.spellings)
+
+    def _decoder_with(self, hotwords: Wanted | Hotwords | None) -> Decoder:
+        prepared = hotwords if isinstance(hotwords, Hotwords) else self.hotwords(hotwords or "")
+        return self.decoder.with_hotwords(prepared) if isinstance(self.decoder, BeamSearch) else self.decoder
 
     def transcribe(
         self,
@@ -55,12 +91,14 @@ class Recognizer:
         sample_rate: float | None = None,
         *,
         progress: Callable[[Seconds], None] | None = None,
+        hotwords: Wanted | Hotwords | None = None,
+        nbest: int = 1,
     ) -> Transcript:
         """Everything said in a recording.
 
         audio: a path, "-" for raw 16-bit mono samples on standard input, or an array as `Stream.accept` takes it.
         sample_rate: of an array (default: the model's) or of standard input, Hz. progress: called with the seconds of
-        audio done. Raises ASRError where the audio cannot be read.
+        audio done. hotwords, nbest: as of `stream`. Raises ASRError where the audio cannot be read.
         """
         done: Seconds = 0.0
 
@@ -70,7 +108,7 @@ class Recognizer:
             if progress:
                 progress(seconds)
 
-        segments = tuple(self.segments(audio, sample_rate, progress=note))
+        segments = tuple(self.segments(audio, sample_rate, progress=note, hotwords=hotwords, nbest=nbest))
         return Transcript(segments, done)
 
     def segments(
@@ -79,6 +117,8 @@ class Recognizer:
         sample_rate: float | None = None,
         *,
         progress: Callable[[Seconds], None] | None = None,
+        hotwords: Wanted | Hotwords | None = None,
+        nbest: int = 1,
     ) -> Iterator[Segment]:
         """The segments of `transcribe`, each as soon as it is final.
 
@@ -91,7 +131,7 @@ class Recognizer:
         else:
             rate = rate if sample_rate is None else check_rate(sample_rate)
             blocks = _blocks(as_mono_float32(audio), int(BLOCK_SECONDS * rate))
-        stream = self.stream(rate)
+        stream = self.stream(rate, hotwords=hotwords, nbest=nbest)
         failure: ASRError | None = None
         samples = 0
         try:
@@ -110,15 +150,11 @@ class Recognizer:
 class Stream:
     """One speaker's samples as they come; made by `Recognizer.stream`, used by one thread at a time."""
 
-    def __init__(
-        self,
-        model: Model,
-        decoder: Decoder,
-        rules: EndpointRules,
-        sample_rate: float,
-        gate: GateRules | None = None,
-    ) -> None:
+    def __init__(self, recognizer: Recognizer, rules: EndpointRules, sample_rate: float, nbest: int = 1) -> None:
+        model, gate = recognizer.model, recognizer.gate
         rate = model.config.features.sample_rate
+        if nbest < 1:
+            raise ASRError(f"{nbest} alternatives are asked for; it must be 1 or more")
         if gate and rate != GATE_RATE:
             raise ASRError(
                 f"the speech gate hears {GATE_RATE} Hz and the model {rate} Hz; switch the gate off with this model"
@@ -126,13 +162,22 @@ class Stream:
         self.sample_rate = check_rate(sample_rate)
         self._resampler = Resampler(self.sample_rate, rate)
         self._gate = Gate(gate) if gate else None
+        self._recognizer = recognizer
         self._model = model
         self._front = _FrontEnd(model)
-        self._segmenter = Segmenter(model.config, model.tokenizer.tokens, decoder, rules)
+        self._segmenter = Segmenter(model.config, model.tokenizer.tokens, recognizer.decoder, rules, nbest)
         self._samples = 0  # at the model's rate
         self._chunks = 0  # decoded
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
+
+    def set_hotwords(self, hotwords: Wanted | Hotwords | None) -> None:
+        """Listens for these hot-words, as `Recognizer.stream` takes them, in place of any others.
+
+        They count from the next chunk on: a phrase of which the first words are still open gets its boost, what is
+        already said keeps what it was given.
+        """
+        self._segmenter.exchange(self._recognizer._decoder_with(hotwords))
 
     def accept(self, samples: ArrayLike) -> list[Hypothesis]:
         """Any number of samples to the final hypotheses they bring, then the partial one where its text is new.
@@ -141,34 +186,52 @@ class Stream:
         ASRError for other types, for NaN or infinite samples (the stream is as before and may go on), and after
         `finish`.
         """
+        return self._alone(self.accepting(samples))
+
+    def finish(self) -> list[Hypothesis]:
+        """The last final hypotheses, none where nothing is open. The stream takes no more samples."""
+        return self._alone(self.finishing())
+
+    def accepting(self, samples: ArrayLike) -> Steps:
+        """As `accept`, for one who runs the encoder on chunks of many streams at once."""
         if self._finished:
             raise ASRError("this stream is finished and takes no more samples; begin another with Recognizer.stream()")
         if np.size(samples) == 0:
             return []
         chunks = self._chunks
-        finals = self._advance(self._resampler.step(as_mono_float32(samples)))
+        finals = yield from self._advance(self._resampler.step(as_mono_float32(samples)))
         if self._chunks == chunks:
             return finals
         partial = self._segmenter.partial()
         before, self._shown = self._shown, partial.text if partial else ""
         return [*finals, partial] if partial and partial.text != before else finals
 
-    def finish(self) -> list[Hypothesis]:
-        """The last final hypotheses, none where nothing is open. The stream takes no more samples."""
+    def finishing(self) -> Steps:
+        """As `finish`, for one who runs the encoder on chunks of many streams at once."""
         if self._finished:
             return []
         self._finished = True
-        finals = self._advance(self._resampler.flush())
+        finals = yield from self._advance(self._resampler.flush())
         self._segmenter.duration = self._samples / self._model.config.features.sample_rate
         if self._gate:
-            return finals + self._pass(self._gate.flush())
-        return finals + self._end_region() if self._samples else finals
+            finals += yield from self._pass(self._gate.flush())
+        elif self._samples:
+            finals += yield from self._end_region()
+        return finals
 
-    def _advance(self, samples: Samples) -> list[Hypothesis]:
+    def _alone(self, steps: Steps) -> list[Hypothesis]:
+        try:
+            work = next(steps)
+            while True:
+                work = steps.send(self._model.step(*work))
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    def _advance(self, samples: Samples) -> Steps:
         self._samples += len(samples)
         return self._pass(self._gate.step(samples)) if self._gate else self._recognise(samples)
 
-    def _pass(self, passages: Iterable[Passage]) -> list[Hypothesis]:
+    def _pass(self, passages: Iterable[Passage]) -> Steps:
         """The final hypotheses of what the gate lets through; each of its regions is recognised by itself."""
         finals: list[Hypothesis] = []
         for passage in passages:
@@ -176,37 +239,38 @@ class Stream:
                 self._front = _FrontEnd(self._model, passage.known)
                 known = self._front.known_emissions * self._model.config.emission_seconds
                 self._segmenter.move(passage.begin / GATE_RATE + known)
-            finals += self._recognise(passage.samples)
+            finals += yield from self._recognise(passage.samples)
             if passage.ends:
-                finals += self._end_region()
+                finals += yield from self._end_region()
         return finals
 
-    def _recognise(self, samples: Samples, last: bool = False) -> list[Hypothesis]:
+    def _recognise(self, samples: Samples, last: bool = False) -> Steps:
         finals: list[Hypothesis] = []
-        for log_probs in self._front.step(samples, last):
-            self._chunks += 1
-            finals += self._segmenter.step(log_probs)
+        for features in self._front.step(samples, last):
+            for emissions in self._front.emissions(*(yield features, self._front.state)):
+                self._chunks += 1
+                finals += self._segmenter.step(emissions)
         return finals
 
-    def _end_region(self) -> list[Hypothesis]:
+    def _end_region(self) -> Steps:
         """Lets the last words out with a little silence, and makes them final."""
         silence = self._front.tail(self._segmenter.rules.tail_seconds)
-        return self._recognise(silence, last=True) + self._segmenter.flush()
+        finals = yield from self._recognise(silence, last=True)
+        return finals + self._segmenter.flush()
 
 
 class _FrontEnd:
-    """Samples at the model's rate, however cut, to emissions chunk by chunk.
+    """Samples at the model's rate, however cut, to the chunks that the encoder takes, and what it gives to emissions.
 
     known: how many of the first samples are there for the encoder to warm up; their emissions are dropped.
     """
 
     def __init__(self, model: Model, known: int = 0) -> None:
-        self._model = model
         self._config = model.config
         self._log_mel = LogMel(model.config.features)
         self._samples = self._log_mel.start()
         self._frames = [np.zeros((0, model.config.features.n_mels), np.float32)]
-        self._state = model.start()
+        self.state = model.start()  # of the encoder
         self.known_emissions = math.ceil(known / (model.config.features.hop * model.config.subsampling))
         self._early = model.config.lookahead + self.known_emissions  # emissions still to come that are dropped
 
@@ -217,35 +281,31 @@ class _FrontEnd:
         frames = late if self._config.streaming else 0
         return np.zeros(round(seconds * features.sample_rate) + frames * features.hop + features.window, np.float32)
 
-    def step(self, samples: Samples, last: bool = False) -> Iterator[LogProbs]:
-        """Log-probabilities, shape = (emissions, vocabulary), of each chunk that is complete.
+    def step(self, samples: Samples, last: bool = False) -> Iterator[Frames]:
+        """Features of each chunk that is complete, shape = (1, frames, n_mels).
 
-        A bidirectional model gives those of all chunks with the `last` samples.
+        A bidirectional model has all of them as one chunk, with the `last` samples.
         """
         frames, self._samples = self._log_mel.step(samples, self._samples)
         self._frames.append(frames)
         if last:
             self._frames.append(self._log_mel.flush(self._samples))
         if self._config.streaming:
-            yield from self._chunks()
+            length = self._config.chunk_frames
+            held = np.concatenate(self._frames)
+            whole = len(held) // length * length
+            self._frames = [held[whole:].copy()]
+            yield from (held[None, begin : begin + length] for begin in range(0, whole, length))
         elif last:
-            log_probs = self._model.step(np.concatenate(self._frames)[None], {})[0][0, self._early :]
-            yield from np.split(log_probs, range(self._chunk_emissions, len(log_probs), self._chunk_emissions))
+            yield np.concatenate(self._frames)[None]
 
-    def _chunks(self) -> Iterator[LogProbs]:
-        length = self._config.chunk_frames
-        frames = np.concatenate(self._frames)
-        whole = len(frames) // length * length
-        self._frames = [frames[whole:].copy()]
-        for begin in range(0, whole, length):
-            log_probs, self._state = self._model.step(frames[None, begin : begin + length], self._state)
-            dropped = min(self._early, log_probs.shape[1])
-            self._early -= dropped
-            yield log_probs[0, dropped:]
-
-    @property
-    def _chunk_emissions(self) -> int:
-        return self._config.chunk_frames // self._config.subsampling
+    def emissions(self, log_probs: LogProbs, state: State) -> list[LogProbs]:
+        """What the encoder has made of a chunk, as log-probabilities by chunk, shape = (emissions, vocabulary)."""
+        self.state = state
+        early = min(self._early, log_probs.shape[1])
+        self._early -= early
+        length = self._config.chunk_frames // self._config.subsampling
+        return np.split(log_probs[0, early:], range(length, log_probs.shape[1] - early, length))
 
 
 def load(
@@ -296,5 +356,5 @@ def _decoder(model: Model, kind: str) -> Decoder:
     except TypeError as error:
         raise ASRError(f"{model.directory / CONFIG_FILE} has unknown decoder weights: {error}; update asr") from None
     if not language_model.is_file():
-        return BeamSearch(config)
+        return BeamSearch(config, tokens=model.tokenizer.tokens)
     return BeamSearch.with_language_model(NgramModel.load(language_model), model.tokenizer.tokens, config)

@@ -1,7 +1,7 @@
 """Emissions in, hypotheses out: the open segment is decoded, and ended where the speaker pauses."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from asr.ctc import BLANK_ID
 from asr.decoding import Decoder
 from asr.decoding import Path as TokenPath
+from asr.decoding.beam import BeamSearch
 from asr.errors import ASRError
 from asr.runtime import ModelConfig
 from asr.tokenizer import BOUNDARY
-from asr.transcript import Seconds, Segment, Word
+from asr.transcript import Alternative, Seconds, Segment, Word
 
 LogProbs = NDArray[np.float32]
 
@@ -48,6 +49,8 @@ class Hypothesis:
 
     `start` and `end` are seconds from the start of the stream, those of the first and the last word. `committed` is how
     many of the words, from the first on, stay as they are: later hypotheses of the segment begin with them too.
+    alternatives: of a final hypothesis where they were asked for, the likeliest readings, best first; the first is the
+    hypothesis itself.
     """
 
     text: str
@@ -56,11 +59,12 @@ class Hypothesis:
     end: Seconds
     words: tuple[Word, ...]
     committed: int = 0
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def segment(self) -> Segment:
         """The segment of these words, of which there must be one at least."""
-        return Segment.of(self.words)
+        return Segment.of(self.words, self.alternatives)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,12 @@ class Segmenter:
 
     _state: Any  # the decoder's
 
-    def __init__(self, config: ModelConfig, tokens: list[str], decoder: Decoder, rules: EndpointRules) -> None:
+    def __init__(
+        self, config: ModelConfig, tokens: list[str], decoder: Decoder, rules: EndpointRules, nbest: int = 1
+    ) -> None:
+        """nbest: readings that a final hypothesis lists, none where it is 1."""
         self.rules = rules
+        self.nbest = nbest
         self.duration: Seconds = math.inf  # of the stream, known when it has ended
         self._decoder = decoder
         self._tokens = tokens
@@ -120,6 +128,12 @@ class Segmenter:
         """Ends the open segment: its words, if there are any."""
         return self._close(self._words(self._path), self._length)
 
+    def exchange(self, decoder: Decoder) -> None:
+        """Goes on with a decoder that differs in its hot-words alone."""
+        if isinstance(decoder, BeamSearch) and isinstance(self._decoder, BeamSearch):
+            self._state = decoder.adopt(self._state, self._decoder)
+        self._decoder = decoder
+
     def _cut(self, words: list[_Spoken]) -> list[Hypothesis]:
         """Ends a long segment in its longest late pause; what follows the pause begins the next one."""
         earliest = self._length - self._recent
@@ -138,6 +152,8 @@ class Segmenter:
     def _close(self, words: list[_Spoken], at: int) -> list[Hypothesis]:
         """Makes `words` final and goes on from emission `at` of the segment."""
         final = self._hypothesis(words, is_final=True)
+        if final and self.nbest > 1:
+            final = replace(final, alternatives=self._alternatives(at))
         self._spoken_until = final.end if final else self._spoken_until
         self._begin += at
         self._restart(np.concatenate(self._log_probs)[at:])
@@ -163,7 +179,22 @@ class Segmenter:
                 words.append(_Spoken(text, int(path.frames[begin]), int(path.frames[end - 1]), min(confidence, 1.0)))
         return words
 
+    def _alternatives(self, at: int) -> tuple[Alternative, ...]:
+        """The likeliest readings of the segment up to emission `at`, each text once."""
+        found: dict[str, Alternative] = {}
+        for path in self._decoder.best(self._state, self.nbest):
+            words = self._timed([word for word in self._words(path) if word.first < at])
+            text = " ".join(word.text for word in words)
+            found.setdefault(text, Alternative(text, path.score, words))
+        return tuple(found.values())
+
     def _hypothesis(self, spoken: list[_Spoken], is_final: bool) -> Hypothesis | None:
+        words = self._timed(spoken)
+        if not words:
+            return None
+        return Hypothesis(" ".join(w.text for w in words), is_final, words[0].start, words[-1].end, words)
+
+    def _timed(self, spoken: list[_Spoken]) -> tuple[Word, ...]:
         """Words with times in the stream: in order, not before those already final, not after the end."""
         words = []
         until = self._spoken_until
@@ -171,9 +202,7 @@ class Segmenter:
             start = min(max(self._seconds(word.first), until), self.duration)
             until = min(max(self._seconds(word.last + 1), start), self.duration)
             words.append(Word(word.text, start, until, word.confidence))
-        if not words:
-            return None
-        return Hypothesis(" ".join(w.text for w in words), is_final, words[0].start, until, tuple(words))
+        return tuple(words)
 
     def _seconds(self, emission: int) -> Seconds:
         return self._origin + (self._begin + emission) * self._emission_seconds - self._delay

@@ -79,6 +79,10 @@ class Tokenizer:
                 f"{text!r} holds {missing}, which is not among the model's tokens; normalise it first"
             ) from None
 
+    def spellings(self, text: str) -> list[list[int]]:
+        """All ways in token ids that a normalised text may be heard in."""
+        return [self.encode(text)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids."""
         return "".join(self.tokens[i] for i in ids).replace(BOUNDARY, " ").strip()

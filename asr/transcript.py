@@ -32,21 +32,35 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One reading of a segment. `score` is its log-probability in nats, comparable within the segment alone."""
+
+    text: str
+    score: float
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
 class Segment:
-    """Words between two endpoints. `confidence` is the mean over its words, weighted by their letters."""
+    """Words between two endpoints. `confidence` is the mean over its words, weighted by their letters.
+
+    alternatives: where they were asked for, the likeliest readings, best first; the first is that of the segment.
+    """
 
     text: str
     start: Seconds
     end: Seconds
     confidence: float
     words: tuple[Word, ...]
+    alternatives: tuple[Alternative, ...] = ()
 
     @classmethod
-    def of(cls, words: tuple[Word, ...]) -> "Segment":
+    def of(cls, words: tuple[Word, ...], alternatives: tuple[Alternative, ...] = ()) -> "Segment":
         """The segment of at least one word."""
         letters = [len(word.text) for word in words]
         confidence = sum(w.confidence * n for w, n in zip(words, letters, strict=True)) / sum(letters)
-        return cls(" ".join(word.text for word in words), words[0].start, words[-1].end, confidence, words)
+        text = " ".join(word.text for word in words)
+        return cls(text, words[0].start, words[-1].end, confidence, words, alternatives)
 
 
 @dataclass(frozen=True)
@@ -70,13 +84,15 @@ class Transcript:
 class Writer:
     """Writes the segments of one recording to a text stream as they come; `close` writes what belongs at the end."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, model: str = "") -> None:
+        """model: name of the one that heard this, for the formats that tell it."""
         self.out = out
+        self.model = model
         self.begin()
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path) -> Iterator[Self]:
+    def open(cls, path: str | Path, model: str = "") -> Iterator[Self]:
         """A writer of the file `path`, which appears, or is replaced, whole at the end and not at all after an error.
 
         Raises ASRError where the file cannot be written.
@@ -87,7 +103,7 @@ class Writer:
             out = part.open("w", encoding="utf-8", newline="\n")
         try:
             with out:
-                writer = cls(out)
+                writer = cls(out, model)
                 yield writer
                 writer.close()
             with _explained(path):
@@ -126,7 +142,7 @@ class TsvWriter(Writer):
 
 
 class JsonWriter(Writer):
-    """One object with `text`, `segments` and `words`; it is whole, and so written, only at the end."""
+    """One object with `model`, `text`, `segments` and `words`; it is whole, and so written, only at the end."""
 
     def begin(self) -> None:
         self._segments: list[Segment] = []
@@ -137,7 +153,11 @@ class JsonWriter(Writer):
     def close(self) -> None:
         transcript = Transcript(tuple(self._segments))
         segments = [asdict(segment) for segment in transcript.segments]
-        whole = {"text": transcript.text, "segments": segments, "words": [asdict(word) for word in transcript.words]}
+        for segment in segments:
+            if not segment["alternatives"]:
+                del segment["alternatives"]
+        words = [asdict(word) for word in transcript.words]
+        whole = {"model": self.model, "text": transcript.text, "segments": segments, "words": words}
         json.dump(_rounded(whole), self.out, ensure_ascii=False, indent=1)
         self.out.write("\n")
 

@@ -1,6 +1,6 @@
 """CTC prefix beam search (Graves, 2012; Hannun et al., 2014) over all hypotheses and tokens of a frame at once."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -34,6 +34,7 @@ class BeamConfig:
     lm_weight: float = 0.5  # factor on the language model's log-probabilities
     word_bonus: float = 0.5  # nats for every word, against the model's liking for few words
     oov_penalty: float = 5.0  # nats against every word outside the vocabulary
+    hotword_boost: float = 8.0  # nats for each word of a hot phrase that names no boost of its own
     prior_weight: float = 0.0  # share of a token's log prior taken off its log-probability (Sak et al., 2015)
     prior: tuple[float, ...] = ()  # log of each token's mean probability in the model's emissions
 
@@ -154,10 +155,27 @@ class BeamSearch:
         scorer = WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty)
         return cls(config, scorer, tokens)
 
+    def hotwords(
+        self, boosts: Mapping[str, float | None], spellings: Callable[[str], Sequence[Sequence[int]]]
+    ) -> Hotwords:
+        """Prepares phrases for this search and others that differ in their hot-words alone.
+
+        boosts: of each normalised phrase in nats, None for the usual one; spellings: of a phrase in token ids.
+        """
+        words = self._words if isinstance(self._words, WordScorer) else None
+        usual = self.config.hotword_boost
+        given = {phrase: usual * len(phrase.split()) if b is None else b for phrase, b in boosts.items()}
+        return Hotwords(given, spellings, self.tokens, words)
+
     def with_hotwords(self, hotwords: Hotwords | None) -> "BeamSearch":
         """The same search with these hot-words in place of any others."""
-        base = self.scorer.base if isinstance(self.scorer, HotwordScorer) else self.scorer
-        return BeamSearch(self.config, HotwordScorer(hotwords, base) if hotwords else base, self.tokens)
+        words = self._words
+        return BeamSearch(self.config, HotwordScorer(hotwords, words) if hotwords else words, self.tokens)
+
+    @property
+    def _words(self) -> Scorer | None:
+        """The scorer without hot-words."""
+        return self.scorer.base if isinstance(self.scorer, HotwordScorer) else self.scorer
 
     def adopt(self, state: BeamState, before: "BeamSearch") -> BeamState:
         """A state of the search `before`, which differs in its hot-words alone, as a state of this one.
