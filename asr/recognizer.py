@@ -225,7 +225,7 @@ class Stream:
             while True:
                 work = steps.send(self._model.step(*work))
         except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+            return done.value
 
     def _advance(self, samples: Samples) -> Steps:
         self._samples += len(samples)
