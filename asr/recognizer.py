@@ -20,6 +20,7 @@ from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy
 from asr.decoding.hotwords import Hotwords, Wanted, phrases
 from asr.decoding.lm import NgramModel
+from asr.decoding.words import reader
 from asr.errors import ASRError
 from asr.features import Frames, LogMel, Samples
 from asr.runtime import CONFIG_FILE, LANGUAGE_MODEL_FILE, Model, State
@@ -157,7 +158,7 @@ class Stream:
             raise ASRError(f"{nbest} alternatives are asked for; it must be 1 or more")
         if gate and rate != GATE_RATE:
             raise ASRError(
-                f"the speech gate hears {GATE_RATE} Hz and the model {rate} Hz; switch the gate off with this model"
+                f"the speech gate hears {GATE_RATE} Hz and the model {rate} Hz; switch the gate off (--no-gate)"
             )
         self.sample_rate = check_rate(sample_rate)
         self._resampler = Resampler(self.sample_rate, rate)
@@ -350,11 +351,12 @@ def _blocks(samples: Samples, length: int) -> Iterator[Samples]:
 def _decoder(model: Model, kind: str) -> Decoder:
     language_model = model.directory / LANGUAGE_MODEL_FILE
     if kind == "greedy" or (kind == "auto" and not language_model.is_file()):
-        return Greedy()
+        return Greedy(reader(model.tokenizer))
     try:
         config = BeamConfig(**model.config.decoder)
     except TypeError as error:
         raise ASRError(f"{model.directory / CONFIG_FILE} has unknown decoder weights: {error}; update asr") from None
     if not language_model.is_file():
         return BeamSearch(config, tokens=model.tokenizer.tokens)
-    return BeamSearch.with_language_model(NgramModel.load(language_model), model.tokenizer.tokens, config)
+    lm, tokenizer = NgramModel.load(language_model), model.tokenizer
+    return BeamSearch.with_language_model(lm, tokenizer.tokens, config, tokenizer.lexicon)

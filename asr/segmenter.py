@@ -14,7 +14,6 @@ from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamSearch
 from asr.errors import ASRError
 from asr.runtime import ModelConfig
-from asr.tokenizer import BOUNDARY
 from asr.transcript import Alternative, Seconds, Segment, Word
 
 LogProbs = NDArray[np.float32]
@@ -75,6 +74,7 @@ class _Spoken:
     first: int
     last: int
     confidence: float
+    end: int  # of its tokens in the path; one that follows there begins another word
 
 
 class Segmenter:
@@ -117,7 +117,8 @@ class Segmenter:
 
     def partial(self) -> Hypothesis | None:
         """The words of the open segment so far."""
-        return self._hypothesis(self._words(self._path), is_final=False)
+        words = self._words(self._path)
+        return self._hypothesis(words, committed=self._committed(words))
 
     def move(self, origin: Seconds) -> None:
         """The next emission is that of a later time in the stream; the segment before must have been flushed."""
@@ -151,7 +152,7 @@ class Segmenter:
 
     def _close(self, words: list[_Spoken], at: int) -> list[Hypothesis]:
         """Makes `words` final and goes on from emission `at` of the segment."""
-        final = self._hypothesis(words, is_final=True)
+        final = self._hypothesis(words, committed=len(words), is_final=True)
         if final and self.nbest > 1:
             final = replace(final, alternatives=self._alternatives(at))
         self._spoken_until = final.end if final else self._spoken_until
@@ -167,16 +168,11 @@ class Segmenter:
 
     def _words(self, path: TokenPath) -> list[_Spoken]:
         """Tokens gathered into words, each with the geometric mean of its tokens' probabilities."""
-        texts = [self._tokens[token] for token in path.tokens]
-        begins = [i for i, text in enumerate(texts) if i == 0 or text.startswith(BOUNDARY)]
         words = []
-        for begin, end in pairwise([*begins, len(texts)]):
-            if texts[begin] == BOUNDARY:
-                begin += 1
-            text = "".join(texts[begin:end]).removeprefix(BOUNDARY)
-            if text:
-                confidence = math.exp(path.log_probs[begin:end].mean())
-                words.append(_Spoken(text, int(path.frames[begin]), int(path.frames[end - 1]), min(confidence, 1.0)))
+        for text, begin, end in self._decoder.words(path.tokens):
+            confidence = math.exp(path.log_probs[begin:end].mean())
+            first, last = int(path.frames[begin]), int(path.frames[end - 1])
+            words.append(_Spoken(text, first, last, min(confidence, 1.0), end))
         return words
 
     def _alternatives(self, at: int) -> tuple[Alternative, ...]:
@@ -188,11 +184,17 @@ class Segmenter:
             found.setdefault(text, Alternative(text, path.score, words))
         return tuple(found.values())
 
-    def _hypothesis(self, spoken: list[_Spoken], is_final: bool) -> Hypothesis | None:
+    def _committed(self, words: list[_Spoken]) -> int:
+        """How many of the open segment's words will be in its final hypothesis, wherever that is cut."""
+        stable = self._decoder.stable(self._state)
+        earliest_cut = self._longest - self._recent
+        return sum(word.end < stable and word.last < earliest_cut for word in words)
+
+    def _hypothesis(self, spoken: list[_Spoken], committed: int, is_final: bool = False) -> Hypothesis | None:
         words = self._timed(spoken)
         if not words:
             return None
-        return Hypothesis(" ".join(w.text for w in words), is_final, words[0].start, words[-1].end, words)
+        return Hypothesis(" ".join(w.text for w in words), is_final, words[0].start, words[-1].end, words, committed)
 
     def _timed(self, spoken: list[_Spoken]) -> tuple[Word, ...]:
         """Words with times in the stream: in order, not before those already final, not after the end."""

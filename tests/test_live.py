@@ -104,7 +104,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def run(event: Event, *options: str) -> int:
         monkeypatch.setattr("asr.microphone.Microphone", FakeMicrophone)
         monkeypatch.setattr(FakeMicrophone, "event", staticmethod(event))
-        monkeypatch.setattr(asr, "load", lambda model: FakeRecognizer(), raising=False)
+        monkeypatch.setattr(asr, "load", lambda model, **options: FakeRecognizer(), raising=False)
         return main(["live", *(options or ["--plain"])])
 
     return run

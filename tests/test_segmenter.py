@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from asr.decoding.beam import BeamSearch
 from asr.decoding.greedy import Greedy, GreedyState
+from asr.decoding.words import Spelled
 from asr.errors import ASRError
 from asr.features import FeatureConfig
 from asr.runtime import ModelConfig
@@ -20,6 +21,7 @@ from asr.tokenizer import CHARACTERS
 CONFIG = ModelConfig("test", "1", "characters", FeatureConfig(), {"kind": "streaming"})
 PIECES = ["<blank>", "▁the", "▁c", "at", "s", "'"]
 RULES = EndpointRules()
+SHORT = EndpointRules(silence_seconds=0.8, max_seconds=3.0, cut_seconds=1.5)
 CHUNK = 4  # emissions
 SECOND = 25  # emissions
 BLANK = "."
@@ -105,7 +107,7 @@ def test_confidence_is_the_geometric_mean_of_the_probabilities() -> None:
 
 
 def test_pieces_are_joined_to_words() -> None:
-    heard_by = Segmenter(CONFIG, PIECES, Greedy(), RULES)
+    heard_by = Segmenter(CONFIG, PIECES, Greedy(Spelled(PIECES)), RULES)
     log_probs = np.full((8, len(PIECES)), -9.0, np.float32)
     log_probs[np.arange(8), [3, 0, 1, 1, 2, 3, 4, 0]] = -0.1
     heard_by.step(log_probs)
@@ -133,6 +135,7 @@ class Watched(Greedy):
     """Remembers how many emissions a segment has had at most."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.longest = 0
 
     def step(self, log_probs: LogProbs, state: GreedyState) -> GreedyState:
@@ -174,6 +177,48 @@ def test_no_letter_is_lost_or_doubled_where_segments_meet(script: str, decoder: 
     expected = finals(script, segmenter(EndpointRules(silence_seconds=1e5, max_seconds=2e5, idle_seconds=1e5)))
     found = finals(script, segmenter(decoder=decoder))
     assert letters(found) == letters(expected)
+
+
+@given(scripts, decoders, st.integers(0, 2**32), st.integers(1, 40))
+def test_committed_words_stay_until_they_are_final(script: str, decoder: Any, seed: int, chunk: int) -> None:
+    heard_by = segmenter(SHORT, decoder)
+    doubt = np.random.default_rng(seed).gumbel(size=(len(script), len(CHARACTERS))).astype(np.float32)
+    scores = 0.7 * emissions(script) + doubt
+    log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    committed: list[str] = []
+    for begin in range(0, len(script), chunk):
+        for final in heard_by.step(log_probs[begin : begin + chunk]):
+            words = final.text.split()
+            assert final.committed == len(words)
+            assert words[: len(committed)] == committed
+            committed = []
+        partial = heard_by.partial()
+        shown = partial.text.split()[: partial.committed] if partial else []
+        assert shown[: len(committed)] == committed
+        committed = shown
+    assert [word for final in heard_by.flush() for word in final.text.split()][: len(committed)] == committed
+
+
+def test_words_are_committed_when_the_next_one_has_begun() -> None:
+    heard_by = segmenter()
+    for script, committed in (("ab", 0), ("..", 0), ("_", 1), ("a", 1), ("_b", 2)):
+        heard_by.step(emissions(script))
+        partial = heard_by.partial()
+        assert partial
+        assert partial.committed == committed
+
+
+@given(scripts, scripts, st.floats(0, 1000))
+def test_a_region_that_begins_elsewhere_has_its_own_times(first: str, second: str, later: float) -> None:
+    heard_by, alone = segmenter(), segmenter()
+    before = [*heard_by.step(emissions(first)), *heard_by.flush()]
+    origin = len(first) / SECOND + later
+    heard_by.move(origin)
+    moved = [*heard_by.step(emissions(second)), *heard_by.flush()]
+    expected = [*alone.step(emissions(second)), *alone.flush()]
+    assert [final.text for final in moved] == [final.text for final in expected]
+    assert [final.start - origin for final in moved] == pytest.approx([final.start for final in expected])
+    assert not before or before[-1].end <= origin + 1e-9
 
 
 def letters(hypotheses: list[Hypothesis]) -> str:

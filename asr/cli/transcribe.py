@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asr.cli import FAILURE, UsageError
+from asr.cli import FAILURE, UsageError, endpoints
 from asr.cli.bar import Bar
 from asr.errors import ASRError
 
@@ -48,12 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="en", metavar="M", help="name or folder of a model (default: en)")
     parser.add_argument("--greedy", action="store_true", help="no beam search: faster, a little less accurate")
     parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the raw samples on standard input")
+    endpoints.add_arguments(parser, gate=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Transcribes every recording; 0 when all could be read, 1 when some could not."""
     if args.format == "all" and args.output_dir is None:
         raise UsageError("--format all writes several files a recording; add --output-dir DIR")
+    rules, gate = endpoints.rules(args), endpoints.gate(args)
     recordings, problems = find(args.files)
     _check_sample_rate(args.sample_rate, recordings)
     for problem in problems:
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     import asr
 
-    recognizer = asr.load(args.model, decoder="greedy" if args.greedy else "auto")
+    recognizer = asr.load(args.model, decoder="greedy" if args.greedy else "auto", rules=rules, gate=gate)
     names = output_names(recordings)
     failed = len(problems)
     with Bar(len(recordings), _worth_a_bar(recordings)) as bar:
