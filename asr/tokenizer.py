@@ -1,13 +1,15 @@
-"""Text to token ids and back: characters, or SentencePiece pieces. Decoding needs nothing but the list of tokens."""
+"""Text to token ids and back: characters, SentencePiece pieces, or phones of words in a lexicon."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from asr.errors import ASRError
+from asr.lexicon import LEXICON_FILE, PHONES, Lexicon
 
 BLANK = "<blank>"
 BOUNDARY = "▁"  # alone it is the space of a character model; in front of a piece it begins a word
 CHARACTERS = (BLANK, BOUNDARY, "'", *"abcdefghijklmnopqrstuvwxyz")
+PHONE_TOKENS = (BLANK, BOUNDARY, *PHONES.values())
 TOKENS_FILE = "tokens.txt"
 PIECES_FILE = "sentencepiece.model"
 
@@ -15,9 +17,13 @@ PIECES_FILE = "sentencepiece.model"
 class Tokenizer:
     """Token 0 is CTC's blank; `tokens` are those of the model's output, in order."""
 
-    def __init__(self, tokens: Iterable[str] = CHARACTERS, pieces: Path | None = None) -> None:
+    def __init__(
+        self, tokens: Iterable[str] = CHARACTERS, pieces: Path | None = None, lexicon: Lexicon | None = None
+    ) -> None:
+        """pieces: a SentencePiece model, where tokens are pieces; lexicon: of pronunciations, where they are phones."""
         self.tokens = list(tokens)
-        self.unit = "characters" if pieces is None else "pieces"
+        self.unit = "phones" if lexicon else "pieces" if pieces else "characters"
+        self.lexicon = lexicon
         self._pieces = pieces
         self._ids = {token: i for i, token in enumerate(self.tokens)}
         if self.tokens[:1] != [BLANK] or len(self._ids) != len(self.tokens):
@@ -33,8 +39,12 @@ class Tokenizer:
             raise ASRError(
                 f"{directory} has no {TOKENS_FILE}, so it is no model directory; export the model again"
             ) from None
-        pieces = directory / PIECES_FILE
-        return cls(tokens, pieces if pieces.exists() else None)
+        pieces, lexicon = directory / PIECES_FILE, directory / LEXICON_FILE
+        return cls(
+            tokens,
+            pieces if pieces.exists() else None,
+            Lexicon.load(lexicon) if lexicon.exists() else None,
+        )
 
     @classmethod
     def train_pieces(cls, texts: Iterable[str], size: int, directory: str | Path) -> "Tokenizer":
@@ -60,14 +70,18 @@ class Tokenizer:
         return cls([BLANK, *(processor.id_to_piece(i) for i in range(1, processor.vocab_size()))], path)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the token list, and the SentencePiece model where there is one, into a model directory."""
+        """Writes the token list, and the SentencePiece model or lexicon where there is one, into a model directory."""
         directory = Path(directory)
         (directory / TOKENS_FILE).write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
+        if self.lexicon:
+            self.lexicon.save(directory / LEXICON_FILE)
         if self._pieces and self._pieces.resolve() != (directory / PIECES_FILE).resolve():
             (directory / PIECES_FILE).write_bytes(self._pieces.read_bytes())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a normalised text; a character that the model lacks is an error."""
+        """Token ids of a normalised text; a character or pronunciation that the model lacks is an error."""
+        if self.lexicon:
+            return self.spellings(text)[0]
         if self._pieces is None:
             units = list(text.replace(" ", BOUNDARY))
         else:
@@ -81,10 +95,12 @@ class Tokenizer:
 
     def spellings(self, text: str) -> list[list[int]]:
         """All ways in token ids that a normalised text may be heard in."""
-        return [self.encode(text)]
+        if not self.lexicon:
+            return [self.encode(text)]
+        return [[self._ids[phone] for phone in BOUNDARY.join(way)] for way in self.lexicon.sounds_of_text(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids."""
+        """Text of token ids; phones as they sound."""
         return "".join(self.tokens[i] for i in ids).replace(BOUNDARY, " ").strip()
 
     def _processor(self):  # type: ignore[no-untyped-def]

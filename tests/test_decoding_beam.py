@@ -66,7 +66,7 @@ def decode(search: BeamSearch, log_probs: NDArray[np.float32], cuts: list[int]) 
 
 def same(a: Path, b: Path) -> bool:
     return a.score == b.score and all(
-        np.array_equal(x, y) for x, y in ((a.tokens, b.tokens), (a.frames, b.frames), (a.log_probs, b.log_probs))
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("tokens", "frames", "log_probs", "fused")
     )
 
 
@@ -258,3 +258,33 @@ def test_a_prior_is_taken_off_the_emissions_but_not_off_what_is_reported(seed: i
 def test_a_prior_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(ASRError, match="prior has 3 numbers and the model 4 tokens"):
         BeamSearch.with_language_model(LM, CHARACTERS, BeamConfig(prior=(0.0, -1.0, -2.0)))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 300), st.integers(-10, 310))
+@settings(max_examples=40, deadline=None)
+def test_recent_tokens_are_the_ends_of_all_live_hypotheses(seed: int, frames: int, since: int) -> None:
+    search = BeamSearch(BeamConfig(beam=16, horizon=20))
+    state = search.step(emissions(seed, frames, 4, blanks=0.5), search.start())
+    paths = search.best(state, 10**6)
+    expected = set()
+    for path in paths:
+        begin = max(0, int(np.searchsorted(path.frames, since)) - 1)
+        expected.add((tuple(path.tokens[begin:]), tuple(path.frames[begin:])))
+    recent = search.recent(state, since)
+    found = [(tuple(t[t >= 0]), tuple(f[f >= 0])) for t, f in zip(recent.tokens, recent.frames, strict=True)]
+    assert set(found) == expected
+    odds = np.exp([path.score for path in paths])
+    assert np.sort(recent.weights) == pytest.approx(np.sort(odds / odds.sum()))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([CHARACTERS, PIECES]))
+@settings(max_examples=40, deadline=None)
+def test_what_is_fused_up_to_the_last_token_is_the_score_of_all_words(
+    seed: int, frames: int, tokens: list[str]
+) -> None:
+    config = BeamConfig(lm_weight=0.7, word_bonus=0.3, oov_penalty=1.5)
+    search = BeamSearch.with_language_model(LM, tokens, config)
+    for path in search.best(search.step(emissions(seed, frames, len(tokens)), search.start()), 5):
+        text = "".join(tokens[i] for i in path.tokens).replace(BOUNDARY, " ")
+        assert path.fused.shape == path.tokens.shape
+        assert path.fused[-1:].sum() == pytest.approx(word_score(LM, text, config), abs=1e-5)

@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
     model = ModelConfig.load(args.model)
     lm = NgramModel.load(args.lm or args.model / LANGUAGE_MODEL_FILE)
     recordings = tune.load(args.emissions) if args.emissions and args.emissions.exists() else _record(args)
-    tokens = Tokenizer.load(args.model).tokens
+    tokenizer = Tokenizer.load(args.model)
     best = None
-    for best in tune.tune(recordings, tokens, lm, BeamConfig(**model.decoder), rounds=args.rounds):
+    for best in tune.tune(recordings, tokenizer, lm, BeamConfig(**model.decoder), rounds=args.rounds):
         print(best, flush=True)
     if args.write and best:
         replace(model, decoder=asdict(best.config)).save(args.model)

@@ -1,7 +1,7 @@
 """From emissions to token sequences: greedy search, prefix beam search, language model."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,36 @@ class Path:
 
     tokens, frames, log_probs: shape = (tokens,); a frame is that of the token's first emission on the likeliest
     alignment, counted from the start of the decoder, and a log-probability is the token's at that frame (acoustic,
-    nats); score: nats, higher is better, acoustic and language model together.
+    nats); score: nats, higher is better, acoustic and language model together; fused: shape = (tokens,), what the
+    language model and hot-words have added up to each token, with the last one as if the text ended there.
     """
 
     tokens: NDArray[np.int64]
     frames: NDArray[np.int64]
     log_probs: NDArray[np.float64]
     score: float
+    fused: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recent:
+    """The last tokens of all live hypotheses.
+
+    tokens, frames: shape = (hypotheses, longest), -1 where a hypothesis has none; weights: shape = (hypotheses,), their
+    probabilities if nothing else were possible.
+    """
+
+    tokens: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+class Span(NamedTuple):
+    """A word, and where its tokens begin and end in a path; boundaries belong to no word."""
+
+    text: str
+    begin: int
+    end: int
 
 
 class Decoder(Protocol):
@@ -43,4 +66,12 @@ class Decoder(Protocol):
 
     def stable(self, state: Any) -> int:
         """How many leading tokens no later emission can change."""
+        ...
+
+    def recent(self, state: Any, since: int) -> Recent:
+        """The tokens that each live hypothesis emits from frame `since` on, after the one before them."""
+        ...
+
+    def words(self, tokens: NDArray[np.int64]) -> list[Span]:
+        """The words that a path's tokens say."""
         ...

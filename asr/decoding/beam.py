@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.ctc import BLANK_ID
-from asr.decoding import Path
+from asr.decoding import Path, Recent, Span
 from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import Hotwords, HotwordScorer
 from asr.decoding.lm import NgramModel
+from asr.decoding.words import Reader, Spelled
 from asr.errors import ASRError
-from asr.tokenizer import BOUNDARY
+from asr.lexicon import Lexicon
+from asr.tokenizer import BOUNDARY, CHARACTERS
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -61,25 +63,21 @@ class Trace:
     token: Ids
     frame: Ids
     log_prob: Scores
+    fused: Scores  # what the scorer has added up to here
 
     def __len__(self) -> int:
         return len(self.parent)
 
     def __getitem__(self, index: Ids) -> "Trace":
-        return Trace(self.parent[index], self.token[index], self.frame[index], self.log_prob[index])
+        return Trace(*(getattr(self, field.name)[index] for field in fields(self)))
 
     @classmethod
     def join(cls, traces: Sequence["Trace"]) -> "Trace":
         """The entries of all traces in one."""
-        return cls(
-            np.concatenate([t.parent for t in traces]),
-            np.concatenate([t.token for t in traces]),
-            np.concatenate([t.frame for t in traces]),
-            np.concatenate([t.log_prob for t in traces]),
-        )
+        return cls(*(np.concatenate([getattr(t, field.name) for t in traces]) for field in fields(cls)))
 
 
-EMPTY_TRACE = Trace(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+EMPTY_TRACE = Trace(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -135,16 +133,21 @@ class BeamSearch:
     def __init__(
         self, config: BeamConfig | None = None, scorer: Scorer | None = None, tokens: Sequence[str] = ()
     ) -> None:
-        """tokens: what they spell, by which `best` tells texts apart; without them every token sequence is one."""
+        """tokens: what they spell, by which `best` tells texts apart; without them they are characters, and every
+        token sequence is one text."""
         self.config = config or BeamConfig()
         self.scorer = scorer
         self.tokens = list(tokens)
-        self._boundary = self.tokens.index(BOUNDARY) if BOUNDARY in self.tokens else -1
+        words = self._words
+        self._columns = words.columns if isinstance(words, WordScorer) else np.arange(len(self.tokens))
+        self._tokens = [self.tokens[i] for i in self._columns] if tokens else []  # as the scorer tells them apart
+        self._ends = np.array([token == BOUNDARY for token in self._tokens])
+        self._reader: Reader = words if isinstance(words, WordScorer) else Spelled(self._tokens or CHARACTERS)
         self._prior = np.array(self.config.prior or (0.0,)) * self.config.prior_weight
 
     @classmethod
     def with_language_model(
-        cls, lm: NgramModel, tokens: Sequence[str], config: BeamConfig | None = None
+        cls, lm: NgramModel, tokens: Sequence[str], config: BeamConfig | None = None, lexicon: Lexicon | None = None
     ) -> "BeamSearch":
         """A search over a model's tokens with a word n-gram model."""
         config = config or BeamConfig()
@@ -152,7 +155,7 @@ class BeamSearch:
             raise ASRError(
                 f"the decoder's prior has {len(config.prior)} numbers and the model {len(tokens)} tokens; tune it again"
             )
-        scorer = WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty)
+        scorer = WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty, lexicon)
         return cls(config, scorer, tokens)
 
     def hotwords(
@@ -165,7 +168,7 @@ class BeamSearch:
         words = self._words if isinstance(self._words, WordScorer) else None
         usual = self.config.hotword_boost
         given = {phrase: usual * len(phrase.split()) if b is None else b for phrase, b in boosts.items()}
-        return Hotwords(given, spellings, self.tokens, words)
+        return Hotwords(given, spellings, self._tokens, words)
 
     def with_hotwords(self, hotwords: Hotwords | None) -> "BeamSearch":
         """The same search with these hot-words in place of any others."""
@@ -206,6 +209,8 @@ class BeamSearch:
     def step(self, log_probs: NDArray[np.float32], state: BeamState) -> BeamState:
         """State after the next emissions, natural-log probabilities of shape = (frames, tokens)."""
         scores = log_probs - self._prior
+        if len(self._columns) > scores.shape[1]:
+            scores = scores[:, self._columns]
         begin = 0
         while begin < len(log_probs):
             end = begin + SETTLE_EVERY - state.frame % SETTLE_EVERY
@@ -223,9 +228,11 @@ class BeamSearch:
         """
         rows, scores = self._merged(state.hypotheses)
         heads = state.hypotheses.heads()
+        if n == 1:
+            return [self._path(state, int(rows[0]), int(heads[rows[0]]), float(scores[0]))]
         paths: dict[Hashable, Path] = {}
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            path = self._path(state, int(heads[row]), score)
+            path = self._path(state, row, int(heads[row]), score)
             paths.setdefault(self._text(path), path)
             if len(paths) == n:
                 break
@@ -234,7 +241,7 @@ class BeamSearch:
     def _merged(self, hypotheses: Hypotheses) -> tuple[Ids, Scores]:
         """Rows and scores of the hypotheses that differ in more than a last boundary, best first."""
         scores = self._final_scores(hypotheses)
-        ends = hypotheses.last == self._boundary
+        ends = self._ends[hypotheses.last] if self.tokens else np.zeros(len(scores), bool)
         if ends.any():
             key = np.where(ends, hypotheses.parent_key, hypotheses.key)
             ranked = np.argsort(-scores, kind="stable")
@@ -247,15 +254,36 @@ class BeamSearch:
         order = np.lexsort((rows, -scores))
         return rows[order], scores[order]
 
-    def _path(self, state: BeamState, entry: int, score: float) -> Path:
+    def _path(self, state: BeamState, row: int, entry: int, score: float) -> Path:
         parent = state.trace.parent
         chain = []
         while entry >= 0:
             chain.append(entry)
             entry = int(parent[entry])
         path = Trace.join([state.committed, state.trace[np.array(chain[::-1], np.int64)]])
-        prior = self._prior[path.token] if self.config.prior else 0.0
-        return Path(path.token, path.frame, path.log_prob + prior, score)
+        columns = self._columns[path.token] if len(self._columns) else path.token
+        prior = self._prior[columns] if self.config.prior else 0.0
+        fused = path.fused.copy()
+        if self.scorer and len(fused):
+            fused[-1] += self.scorer.final(state.hypotheses.scorer[row : row + 1])[0]
+        return Path(path.token, path.frame, path.log_prob + prior, score, fused)
+
+    def recent(self, state: BeamState, since: int) -> Recent:
+        """The tokens that each live hypothesis emits from frame `since` on, after the one before them."""
+        scores = self._final_scores(state.hypotheses)
+        weights = np.exp(scores - scores.max())
+        trace, heads = state.trace, state.hypotheses.heads()
+        entries = _follow(trace, heads, since)
+        settled = state.committed.frame
+        old = np.arange(max(0, int(np.searchsorted(settled, since)) - 1), len(settled))
+        oldest = entries[np.arange(len(heads)), (entries >= 0).argmax(axis=1)] if entries.shape[1] else heads
+        whole = np.append(trace.parent, -1)[oldest] < 0  # up to what is settled
+        past = np.where(whole[:, None], old, -1)
+        tokens, frames = (
+            np.concatenate([np.append(before, -1)[past], np.append(now, -1)[entries]], axis=1)
+            for before, now in ((state.committed.token, trace.token), (settled, trace.frame))
+        )
+        return Recent(tokens, frames, weights / weights.sum())
 
     def _text(self, path: Path) -> Hashable:
         """What tells a path from others."""
@@ -273,6 +301,10 @@ class BeamSearch:
         tokens = state.trace.token[entries[np.arange(len(entries))[:, None], begin[:, None] + np.arange(lengths.min())]]
         agree = (tokens == tokens[0]).all(axis=0)
         return len(state.committed) + int(np.logical_and.accumulate(agree).sum())
+
+    def words(self, tokens: Ids) -> list[Span]:
+        """The words that a path's tokens say."""
+        return self._reader.words(tokens.tolist())
 
     def _final_scores(self, hypotheses: Hypotheses) -> Scores:
         scores = np.logaddexp(hypotheses.blank, hypotheses.label) + hypotheses.fused
@@ -360,7 +392,7 @@ class BeamSearch:
         child, parent, at = child[better], parent[better], at[better]
         stayed.best_label[child] = best[parent, at]
         stayed.head_label[child] = trace_size + np.arange(len(child))
-        joined = Trace(head[parent, at], tokens[at], np.full(len(child), frame), step[at])
+        joined = Trace(head[parent, at], tokens[at], np.full(len(child), frame), step[at], old.fused[child])
 
         # Scores of all candidates; those of extensions that joined another are NOTHING.
         row, at = np.nonzero(extended > NOTHING)
@@ -392,7 +424,7 @@ class BeamSearch:
             head_blank=np.concatenate([stayed.head_blank[keep], heads]),
             head_label=np.concatenate([stayed.head_label[keep], heads]),
         )
-        return hypotheses, Trace.join([joined, Trace(head, token, np.full(len(new), frame), step[at])])
+        return hypotheses, Trace.join([joined, Trace(head, token, np.full(len(new), frame), step[at], fused[new])])
 
 
 def _stay(old: Hypotheses, emission: Scores) -> Hypotheses:
@@ -417,12 +449,15 @@ def _extend_key(key: Keys, token: Ids) -> Keys:
     return z ^ (z >> np.uint64(31))
 
 
-def _follow(trace: Trace, heads: Ids) -> Ids:
-    """Trace entries of each path, oldest first, shape = (n, longest); -1 fills the front of shorter ones."""
+def _follow(trace: Trace, heads: Ids, since: int = 0) -> Ids:
+    """Trace entries of each path, oldest first, shape = (n, longest); -1 fills the front of shorter ones.
+
+    since: where a path is left after the first entry before this frame.
+    """
     columns = []
     while (heads >= 0).any():
         columns.append(heads)
-        heads = np.where(heads >= 0, trace.parent[heads], -1)
+        heads = np.where((heads >= 0) & (trace.frame[heads] >= since), trace.parent[heads], -1)
     return np.stack(columns[::-1], axis=1) if columns else np.zeros((len(heads), 0), np.int64)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.ctc import BLANK_ID
-from asr.decoding import Path
+from asr.decoding import Path, Recent, Span
+from asr.decoding.words import Reader, Spelled
+from asr.tokenizer import CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class GreedyState:
 
 class Greedy:
     """The likeliest single alignment; its one hypothesis is final at every frame."""
+
+    def __init__(self, reader: Reader | None = None) -> None:
+        """reader: of the model's tokens; without it they are the characters."""
+        self._reader = reader or Spelled(CHARACTERS)
 
     def start(self) -> GreedyState:
         """State before the first frame."""
@@ -50,8 +56,17 @@ class Greedy:
 
     def best(self, state: GreedyState, n: int = 1) -> list[Path]:
         """The one hypothesis."""
-        return [Path(state.tokens, state.frames, state.log_probs, state.score)]
+        return [Path(state.tokens, state.frames, state.log_probs, state.score, np.zeros(len(state.tokens)))]
 
     def stable(self, state: GreedyState) -> int:
         """All of its tokens."""
         return len(state.tokens)
+
+    def recent(self, state: GreedyState, since: int) -> Recent:
+        """Those of the one hypothesis."""
+        begin = max(0, int(np.searchsorted(state.frames, since)) - 1)
+        return Recent(state.tokens[None, begin:], state.frames[None, begin:], np.ones(1))
+
+    def words(self, tokens: NDArray[np.int64]) -> list[Span]:
+        """The words that tokens say."""
+        return self._reader.words(tokens.tolist())

@@ -2,7 +2,7 @@
 
 recognizer = asr.load("exp/model", decoder="greedy")
 recordings = [record(recognizer, utterance) for utterance in read("dev.tsv")]
-for result in tune(recordings, recognizer.model.tokenizer.tokens, lm, BeamConfig()):
+for result in tune(recordings, recognizer.model.tokenizer, lm, BeamConfig()):
     print(result)  # the last one is the best
 """
 
@@ -16,14 +16,14 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding import Decoder
+from asr.decoding import Decoder, Span
 from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy, GreedyState
 from asr.decoding.lm import NgramModel
 from asr.recognizer import Recognizer
 from asr.text import normalize
-from asr.tokenizer import BOUNDARY
+from asr.tokenizer import Tokenizer
 from asr.training.manifest import Utterance
 
 LogProbs = NDArray[np.float32]
@@ -89,6 +89,9 @@ class _Recorder:
     def stable(self, state: Any) -> int:
         return self._greedy.stable(state)
 
+    def words(self, tokens: NDArray[np.int64]) -> list[Span]:
+        return self._greedy.words(tokens)
+
 
 def record(recognizer: Recognizer, utterance: Utterance) -> Emissions:
     """The emissions of an utterance as a stream makes them, cut at the pauses that greedy decoding finds."""
@@ -124,13 +127,13 @@ def load(path: str | Path) -> list[Emissions]:
         ]
 
 
-def transcribe(decoder: Decoder, tokens: Sequence[str], recording: Emissions) -> str:
+def transcribe(decoder: Decoder, recording: Emissions) -> str:
     """The words that a decoder finds in a recording."""
     texts = []
     for log_probs in recording.segments:
         path = decoder.best(decoder.step(log_probs, decoder.start()))[0]
-        texts.append("".join(tokens[i] for i in path.tokens).replace(BOUNDARY, " "))
-    return " ".join(" ".join(texts).split())
+        texts += [word.text for word in decoder.words(path.tokens)]
+    return " ".join(texts)
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
@@ -140,15 +143,16 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
 
 def trial(
     recordings: Sequence[Emissions],
-    tokens: Sequence[str],
+    tokenizer: Tokenizer,
     lm: NgramModel | None,
     config: BeamConfig,
     emission_seconds: float = 0.04,
 ) -> Trial:
     """Decodes all recordings with one setting and counts the errors."""
-    decoder = BeamSearch.with_language_model(lm, tokens, config) if lm else BeamSearch(config)
+    tokens, lexicon = tokenizer.tokens, tokenizer.lexicon
+    decoder = BeamSearch.with_language_model(lm, tokens, config, lexicon) if lm else BeamSearch(config, tokens=tokens)
     began = time.process_time()
-    found = [transcribe(decoder, tokens, recording) for recording in recordings]
+    found = [transcribe(decoder, recording) for recording in recordings]
     spent = time.process_time() - began
     frames = sum(len(segment) for recording in recordings for segment in recording.segments)
     references = [recording.reference for recording in recordings]
@@ -170,7 +174,7 @@ def token_prior(recordings: Sequence[Emissions]) -> tuple[float, ...]:
 
 def tune(
     recordings: Sequence[Emissions],
-    tokens: Sequence[str],
+    tokenizer: Tokenizer,
     lm: NgramModel,
     config: BeamConfig,
     choices: Mapping[str, Sequence[float]] = CHOICES,
@@ -186,7 +190,7 @@ def tune(
 
     def attempt(candidate: BeamConfig) -> Trial:
         if candidate not in tried:
-            tried[candidate] = trial(recordings, tokens, lm, candidate)
+            tried[candidate] = trial(recordings, tokenizer, lm, candidate)
         return tried[candidate]
 
     best = attempt(config)
