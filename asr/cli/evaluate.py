@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", action="store_true", help="the model's fp32 graph beside its int8 graph")
     parser.add_argument("--limit", type=int, metavar="N", help="only N utterances, evenly spread over the source")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
+    streaming = "delays, changes and cost of live recognition at these chunk sizes (default: 80,160,320,640 ms)"
+    parser.add_argument("--streaming", nargs="?", const="80,160,320,640", metavar="MS,...", help=streaming)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures and every utterance as JSON")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write every utterance, aligned, the worst first")
 
@@ -39,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UsageError(f"{option} is {value}; it must be 1 or more")
     utterances = _spread(read(args.source, args.data), args.limit)
+    if args.streaming:
+        return _stream(args, utterances)
     results, problems = _recognise(args, utterances, "int8" if args.compare else "auto")
     for problem in problems:
         print(f"asr: {problem}", file=sys.stderr)
@@ -56,6 +61,30 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         _write(args.report, report(results))
     return FAILURE if problems else 0
+
+
+def _stream(args: argparse.Namespace, utterances: "list[Utterance]") -> int:
+    """Prints how the recordings are heard live."""
+    from asr.recognizer import load
+    from asr.training.streaming import measure, table
+
+    if args.compare or args.report or args.jobs > 1:
+        raise UsageError("--streaming goes with none of --compare, --report and --jobs; leave them out")
+    try:
+        chunks = [int(size) for size in args.streaming.split(",")]
+    except ValueError:
+        chunks = []
+    if not chunks or min(chunks) < 1:
+        raise UsageError(f"--streaming is {args.streaming!r}; it must be chunk sizes in ms, such as 80,160")
+    recognizer = load(args.model, decoder=_decoder(args))
+    done = count()
+    with Bar(len(utterances)) as bar:
+        rows = measure(recognizer, utterances, chunks, lambda utterance: bar.update(next(done), utterance.path.name))
+    print(table(rows))
+    if args.json:
+        document = {"source": str(args.source), "model": args.model, "decoder": _decoder(args)}
+        _write(args.json, json.dumps({**document, "streaming": [row.to_dict() for row in rows]}, indent=1) + "\n")
+    return 0
 
 
 def _recognise(
