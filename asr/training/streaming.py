@@ -246,7 +246,8 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| chunk | WER % | as offline | word shows after, s (p50 / p90 / p99) | word stays after, s "
-        "| all is final after, s | words changed | words grown | compute per chunk, ms (p50 / p99) | real-time factor |",
+        "| all is final after, s | words changed | words grown | compute per chunk, ms (p50 / p99) "
+        "| real-time factor |",
         "|-|-|-|-|-|-|-|-|-|-|",
     ]
     lines += [
