@@ -1,5 +1,6 @@
 """Which microphones there are, and their sound as blocks: on a stand-in for PortAudio, and on a real sound server."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from asr import microphone
 from asr.audio import Resampler
 from asr.errors import ASRError
-from asr.microphone import Device, Microphone, devices, find_device
+from asr.microphone import Device, Disconnected, Microphone, devices, find_device, find_loopback
 
 CLIP = Path(__file__).parent / "data" / "26-495-0007.flac"
 RATE = 16_000
@@ -41,6 +42,13 @@ class PortAudio:
         self.refuse: Callable[[int], Exception | None] = lambda channels: None
         self.opened: dict[str, Any] = {}
         self.closed = False
+        self.on_initialize: Callable[[], None] = lambda: None
+
+    def _terminate(self) -> None:
+        assert self.closed
+
+    def _initialize(self) -> None:
+        self.on_initialize()
 
     def query_hostapis(self) -> list[dict[str, str]]:
         return [{"name": "ALSA"}, {"name": "JACK"}]
@@ -61,6 +69,7 @@ class PortAudio:
         if error := self.refuse(options["channels"]):
             raise error
         self.opened = options
+        self.closed = False
         return SimpleNamespace(start=self._start, close=self._close)
 
     def _start(self) -> None:
@@ -127,6 +136,48 @@ def test_no_microphone_at_all(portaudio: PortAudio) -> None:
     assert devices() == []
     with pytest.raises(ASRError, match="no microphone: plug one in"):
         find_device()
+
+
+def test_microphones_that_may_not_be_used(
+    portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    portaudio.names = []
+    (tmp_path / "pcmC0D0c").touch()
+    monkeypatch.setattr(microphone, "SOUND_CARDS", tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ASRError, match="not permitted: add yourself to the group audio"):
+        find_device()
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["Speakers", "BlackHole 2ch", "USB Microphone"], "BlackHole 2ch"),
+        (["Microphone", "Stereo Mix (Realtek)"], "Stereo Mix (Realtek)"),
+        (["Stereo Mix", "Speakers [Loopback]"], "Speakers [Loopback]"),
+    ],
+)
+def test_the_loopback_is_found_by_its_name(portaudio: PortAudio, names: list[str], found: str) -> None:
+    portaudio.names = names
+    assert find_loopback().name == found
+
+
+def test_under_a_sound_server_the_loopback_is_a_monitor(portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PULSE_SOURCE", "other")
+    portaudio.names = ["Loopback", "pulse"]
+    assert find_loopback().name == "pulse"
+    assert os.environ["PULSE_SOURCE"] == "@DEFAULT_MONITOR@"
+
+
+@pytest.mark.parametrize(
+    ("platform", "remedy"), [("darwin", "install BlackHole"), ("win32", "Stereo Mix"), ("linux", "libasound2-plugins")]
+)
+def test_without_a_loopback_the_remedy_is_named(
+    portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch, platform: str, remedy: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(ASRError, match=f"No device hears what this computer plays: .*{remedy}"):
+        find_loopback()
 
 
 def test_without_portaudio_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -198,6 +249,45 @@ def test_an_unplugged_microphone_ends_with_an_error_after_its_sound(portaudio: P
     assert len(blocks) == 3
 
 
+@pytest.mark.parametrize("wanted", [None, "usb micro", 1])
+def test_an_unplugged_microphone_is_heard_when_it_is_back(
+    portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch, wanted: str | int | None
+) -> None:
+    monkeypatch.setattr("asr.microphone.RETRY_SECONDS", 0.001)
+    portaudio.names = ["Speakers", "USB Microphone"]
+    portaudio.unplugged = True
+    present = iter([[], ["Speakers"], ["Speakers", "Headset", "USB Microphone"]])
+
+    def look() -> None:
+        portaudio.names = next(present)
+        portaudio.default.device = [len(portaudio.names) - 1, 0]
+        portaudio.unplugged = False
+
+    portaudio.on_initialize = look
+    with Microphone(wanted) as opened:
+        with pytest.raises(Disconnected):
+            list(opened)
+        assert opened.reconnect()
+        assert opened.device.index == portaudio.opened["device"] == 2
+        opened.stop()
+        assert len(np.concatenate(list(opened))) == 10
+
+
+def test_waiting_for_a_microphone_ends_when_it_is_stopped(portaudio: PortAudio) -> None:
+    portaudio.unplugged = True
+    with Microphone() as opened:
+        with pytest.raises(Disconnected):
+            list(opened)
+
+        def stop() -> None:
+            portaudio.names = []
+            opened.stop()
+
+        portaudio.on_initialize = stop
+        assert not opened.reconnect()
+        assert portaudio.closed
+
+
 def test_a_microphone_that_falls_silent_ends_with_an_error(
     portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,9 +316,16 @@ def test_a_microphone_that_never_sends_is_not_opened(portaudio: PortAudio, monke
             "resource busy: close",
         ),
         (PortAudioError("Unanticipated host error", -9999, (0, -16, "")), "Unanticipated host error"),
+        (
+            PortAudioError("Unanticipated host error", -9999, (0, -13, "Permission denied")),
+            "Permission denied: add yourself to the group audio",
+        ),
     ],
 )
-def test_a_busy_microphone(portaudio: PortAudio, error: Exception, named: str) -> None:
+def test_a_microphone_that_cannot_be_opened(
+    portaudio: PortAudio, monkeypatch: pytest.MonkeyPatch, error: Exception, named: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     portaudio.refuse = lambda channels: error
     with pytest.raises(ASRError, match=named):
         Microphone().__enter__()
