@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import numpy as np
 import soundfile
@@ -33,6 +33,15 @@ PEAK = 32_768.0  # floats are clipped here: loud is fine, but their power must s
 STDIN = "-"
 
 Source = str | os.PathLike[str]
+
+
+class Readable(Protocol):
+    """What bytes can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        ...
+
 
 INTEGER_SCALES = {"int16": (0, 2**15), "int32": (0, 2**31), "uint8": (128, 2**7)}  # dtype: (zero, full scale)
 HEADERS = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"caff": "CAF", b"FORM": "AIFF"}
@@ -128,28 +137,16 @@ def read_blocks(
     raised; formats made to be cut anywhere (mp3, ogg, webm) simply end where they are cut.
     """
     with _opened(source, sample_rate) as recording:
-        resampler = Resampler(recording.sample_rate, target_rate)
-        block_frames = max(1, round(block_seconds * recording.sample_rate))
-        held: list[np.ndarray] = [np.zeros(0, np.float32)]
-        held_frames = 0
-        failure: ASRError | None = None
-        try:
-            for piece in _mono_pieces(recording):
-                held.append(piece)
-                held_frames += len(piece)
-                if held_frames >= block_frames:
-                    block = resampler.step(np.concatenate(held))
-                    if len(block):
-                        yield block
-                    del held[1:]
-                    held_frames = 0
-        except ASRError as error:
-            failure = error
-        last = np.concatenate([resampler.step(np.concatenate(held)), resampler.flush()])
-        if len(last):
-            yield last
-        if failure:
-            raise failure
+        yield from _resampled(recording, target_rate, block_seconds)
+
+
+def read_container(
+    stream: Readable, target_rate: float = SAMPLE_RATE, block_seconds: float = 0.1
+) -> Generator[np.ndarray, None, None]:
+    """As `read_blocks`, of a container that comes piece by piece, such as Ogg or WebM; needs the `media` extra."""
+    with ExitStack() as stack:
+        recording = _open_container("the container", stream, stack, "it is in no format that can be read as it comes")
+        yield from _resampled(recording, target_rate, block_seconds)
 
 
 def duration(source: Source) -> float | None:
@@ -203,7 +200,7 @@ def _opened(source: Source, sample_rate: float | None) -> Iterator[_Recording]:
         try:
             recording = _open_sound(path, handle, stack)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: .raw, which has no header
-            recording = _open_media(path, stack, error)
+            recording = _open_media(path, handle, stack, error)
         if sample_rate is not None and check_rate(sample_rate) != recording.sample_rate:
             raise ASRError(
                 f"{path} is recorded at {recording.sample_rate} Hz, not at the {sample_rate} Hz given: leave the rate "
@@ -239,25 +236,34 @@ def _sound_pieces(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
         raise _DecodingError(f"damaged or incomplete ({_reason(error)})") from error
 
 
-def _open_media(path: Path, stack: ExitStack, sound_error: Exception) -> _Recording:
+def _open_media(path: Path, handle: BinaryIO, stack: ExitStack, sound_error: Exception) -> _Recording:
     known_format = isinstance(sound_error, soundfile.LibsndfileError) and sound_error.code != UNRECOGNISED
-    reason = _reason(sound_error) if known_format else "it is damaged or in no format known here"
-    unreadable = f"{path} cannot be read as audio: {reason}"
+    handle.seek(0)
+    return _open_container(
+        str(path), handle, stack, _reason(sound_error) if known_format else "", with_remedy=not known_format
+    )
+
+
+def _open_container(
+    name: str, stream: Readable, stack: ExitStack, reason: str = "", *, with_remedy: bool = True
+) -> _Recording:
+    unreadable = f"{name} cannot be read as audio: {reason or 'it is damaged or in no format known here'}"
     try:
         import av
     except ImportError as error:
-        raise ASRError(unreadable if known_format else f"{unreadable}; {MEDIA_REMEDY}") from error
+        raise ASRError(f"{unreadable}; {MEDIA_REMEDY}" if with_remedy else unreadable) from error
     try:
-        # Nothing in a file may make FFmpeg fetch something over the network.
-        container = stack.enter_context(av.open(f"file:{path}", options={"protocol_whitelist": "file"}))
-    except (av.FFmpegError, OSError) as error:
+        # Read by handle, and with no protocol allowed: nothing in it may make FFmpeg open a file or an address.
+        options = {"protocol_whitelist": "none"}
+        container = stack.enter_context(av.open(stream, "r", options=options))
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise ASRError(unreadable) from error
-    stream = container.streams.best("audio")
-    if not isinstance(stream, av.AudioStream):
-        raise ASRError(unreadable if container.streams.audio else f"{path} has no audio track; wanted one")
-    rate = check_rate(stream.rate, f"The sample rate of {path}")
+    audio = container.streams.best("audio")
+    if not isinstance(audio, av.AudioStream):
+        raise ASRError(unreadable if container.streams.audio else f"{name} has no audio track; wanted one")
+    rate = check_rate(audio.rate, f"The sample rate of {name}")
     seconds = None if container.duration is None else container.duration / av.time_base
-    return _Recording(str(path), rate, seconds, _media_pieces(container, stream))
+    return _Recording(name, rate, seconds, _media_pieces(container, audio))
 
 
 def _media_pieces(container: "av.container.InputContainer", stream: "av.AudioStream") -> Iterator[np.ndarray]:
@@ -290,6 +296,31 @@ def _stdin_pieces() -> Iterator[np.ndarray]:
         if not read and len(data) > whole:
             raise _DecodingError("it ends within a 16-bit sample")
         data = data[whole:] + read
+
+
+def _resampled(recording: _Recording, target_rate: float, block_seconds: float) -> Generator[np.ndarray, None, None]:
+    resampler = Resampler(recording.sample_rate, target_rate)
+    block_frames = max(1, round(block_seconds * recording.sample_rate))
+    held: list[np.ndarray] = [np.zeros(0, np.float32)]
+    held_frames = 0
+    failure: ASRError | None = None
+    try:
+        for piece in _mono_pieces(recording):
+            held.append(piece)
+            held_frames += len(piece)
+            if held_frames >= block_frames:
+                block = resampler.step(np.concatenate(held))
+                if len(block):
+                    yield block
+                del held[1:]
+                held_frames = 0
+    except ASRError as error:
+        failure = error
+    last = np.concatenate([resampler.step(np.concatenate(held)), resampler.flush()])
+    if len(last):
+        yield last
+    if failure:
+        raise failure
 
 
 def _mono_pieces(recording: _Recording) -> Iterator[np.ndarray]:

@@ -50,6 +50,11 @@ class Recognizer:
         self.rules = rules or EndpointRules()
         self.gate = gate
 
+    def weighted(self, lm_weight: float) -> "Recognizer":
+        """The same recogniser with another weight of the language model; a greedy one is as before."""
+        decoder = self.decoder.weighted(lm_weight) if isinstance(self.decoder, BeamSearch) else self.decoder
+        return Recognizer(self.model, decoder, self.rules, self.gate)
+
     def stream(
         self,
         sample_rate: float = 16_000,

@@ -24,6 +24,7 @@ GRAPH_FILES = {"int8": "encoder.int8.onnx", "fp32": "encoder.onnx"}  # in order 
 LANGUAGE_MODEL_FILE = "lm.bin"
 KINDS = ("streaming", "bidirectional")  # of encoders
 FEATURES, LOG_PROBS, NEXT = "features", "log_probs", "next_"  # names in the graph
+ROWS, INDEPENDENT = "asr.rows", "independent"  # metadata of a graph in which the rows of a batch do not meet
 
 State = dict[str, NDArray[np.float32]]
 
@@ -100,6 +101,7 @@ class Model:
         self.directory = directory
         self._session = session
         self._states = [(i.name, i.shape[1:]) for i in session.get_inputs() if i.name != FEATURES]
+        self._rows_meet = session.get_modelmeta().custom_metadata_map.get(ROWS) != INDEPENDENT
         self._outputs = [LOG_PROBS, *(NEXT + name for name, _ in self._states)]
         given = [o.name for o in session.get_outputs()]
         if missing := [name for name in self._outputs if name not in given]:
@@ -132,9 +134,14 @@ class Model:
     def step(self, features: Frames, state: State) -> tuple[NDArray[np.float32], State]:
         """Features, shape = (batch, a multiple of subsampling, n_mels), to log-probabilities and the next state.
 
-        The first `lookahead` emissions of a stream are not of its audio. In int8 the streams of one batch share the
-        range of their numbers, and so differ a little from each alone; in fp32 they do not.
+        The first `lookahead` emissions of a stream are not of its audio. A stream's numbers do not depend on which
+        others are in its batch, to the last bit: a graph that does not promise so runs one stream at a time.
         """
+        if self._rows_meet and len(features) > 1:
+            rows = [slice(i, i + 1) for i in range(len(features))]
+            alone = [self.step(features[row], {name: value[row] for name, value in state.items()}) for row in rows]
+            following = {name: np.concatenate([after[name] for _, after in alone]) for name in state}
+            return np.concatenate([log_probs for log_probs, _ in alone]), following
         log_probs, *states = self._session.run(self._outputs, {FEATURES: features, **state})
         return log_probs, {name: value for (name, _), value in zip(self._states, states, strict=True)}
 

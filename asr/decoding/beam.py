@@ -175,6 +175,12 @@ class BeamSearch:
         words = self._words
         return BeamSearch(self.config, HotwordScorer(hotwords, words) if hotwords else words, self.tokens)
 
+    def weighted(self, lm_weight: float) -> "BeamSearch":
+        """The same search, without hot-words, with another weight of the language model, if it has one."""
+        words = self._words
+        other = words.weighted(lm_weight) if isinstance(words, WordScorer) else words
+        return BeamSearch(replace(self.config, lm_weight=lm_weight), other, self.tokens)
+
     @property
     def _words(self) -> Scorer | None:
         """The scorer without hot-words."""

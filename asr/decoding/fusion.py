@@ -1,5 +1,6 @@
 """Scores that join the acoustic ones in a search: words of an n-gram model, looked ahead through a letter tree."""
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -144,8 +145,7 @@ class WordScorer:
             ids, spellings = np.arange(len(SPECIALS), len(lm.words)), lm.words[len(SPECIALS) :]
         self.tree = LetterTree(spellings, ids, lm.unigrams())
         self._weight, self._bonus, self._penalty = lm_weight, word_bonus, oov_penalty
-        self._ahead = self._word_score(self.tree.best.astype(np.float64), self.tree.outside)
-        self._ahead[ROOT] = 0.0
+        self._ahead = self._look_ahead()
 
         # Words that sound alike end in boundaries of their own, so that a hypothesis goes on with each of them.
         ranks = min(MOST_HOMOPHONES, int(self.tree.count.max())) if lexicon else 1
@@ -156,6 +156,13 @@ class WordScorer:
         self._letters = Letters([tokens[i] for i in self.columns])
         self._spelled = Spelled([tokens[i] for i in self.columns])
         self._node = lru_cache(maxsize=REMEMBERED)(self.tree.find)
+
+    def weighted(self, lm_weight: float) -> "WordScorer":
+        """The same with another weight of the language model."""
+        other = copy.copy(self)
+        other._weight = lm_weight
+        other._ahead = other._look_ahead()
+        return other
 
     def start(self) -> Ids:
         """Language-model context and letter-tree node at the start of an utterance, shape = (2,)."""
@@ -226,6 +233,12 @@ class WordScorer:
             lost[:, depth + 1] = node == self.tree.outside
         lost[:, -1] = self.tree.count[node] == 0
         return lost * self._penalty
+
+    def _look_ahead(self) -> NDArray[np.float64]:
+        """What stands in for the open word at each node."""
+        ahead = self._word_score(self.tree.best.astype(np.float64), self.tree.outside)
+        ahead[ROOT] = 0.0
+        return ahead
 
     def _completed(self, context: Ids, node: Ids, rank: Ids) -> tuple[NDArray[np.float64], Ids]:
         """What replaces the look-ahead when a node's word of this rank ends there, and the contexts that follow."""
