@@ -39,6 +39,7 @@ class EncoderConfig:
     layer_norm: bool = True
     dropout: float = 0.1
     vocabulary: int = 29
+    auxiliary: int = 0  # tokens of a second output that only training reads: letters beside phones
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -113,7 +114,7 @@ class Encoder(nn.Module):
             else nn.Identity()
         )
         self.norm = nn.LayerNorm(config.width) if config.layer_norm else nn.Identity()
-        self.output = nn.Linear(config.width, config.vocabulary)
+        self.output = nn.Linear(config.width, config.vocabulary + config.auxiliary)
         with torch.no_grad():
             if isinstance(self.ahead, nn.Conv1d):
                 nn.init.zeros_(self.ahead.weight)[:, :, 0] = 1.0
@@ -154,11 +155,12 @@ class Encoder(nn.Module):
             x, last = block(x, given)
             hidden.append(last[0])
             cell.extend(last[1:])
-        logits = self.output(self.norm(x))
-        return logits.log_softmax(-1), EncoderState(conv1, conv2, ahead, tuple(hidden), tuple(cell))
+        return self.emissions(x), EncoderState(conv1, conv2, ahead, tuple(hidden), tuple(cell))
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole utterances: log-probabilities, shape = (batch, emission frames, vocabulary), and the emission lengths.
+        """Whole utterances: log-probabilities, shape = (batch, emission frames, vocabulary + auxiliary), and lengths.
+
+        The probabilities of the vocabulary add up to one, and so do those of the auxiliary tokens after them.
 
         features: shape = (batch, frames, n_mels), padded at the end; lengths: frames of each, shape = (batch,).
         """
@@ -175,8 +177,14 @@ class Encoder(nn.Module):
             if i == len(self.blocks) // 2:
                 x, _ = self._look_ahead(x, start.ahead)
             x = block.whole(x, emission_lengths)
-        logits = self.output(self.norm(x[:, c.lookahead :]))
-        return logits.float().log_softmax(-1), emission_lengths
+        logits = self.output(self.norm(x[:, c.lookahead :])).float()
+        parts = logits.split((c.vocabulary, c.auxiliary), -1)
+        return torch.cat([part.log_softmax(-1) for part in parts], -1), emission_lengths
+
+    def emissions(self, x: Tensor) -> Tensor:
+        """Log-probabilities of the vocabulary alone, from the outputs of the last block."""
+        size = self.config.vocabulary
+        return F.linear(self.norm(x), self.output.weight[:size], self.output.bias[:size]).log_softmax(-1)
 
     def _subsample(self, x: Tensor, conv1: Tensor, conv2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.cat((conv1.to(x.dtype), x), 1)

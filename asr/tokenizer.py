@@ -93,6 +93,10 @@ class Tokenizer:
                 f"{text!r} holds {missing}, which is not among the model's tokens; normalise it first"
             ) from None
 
+    def unknown(self, text: str) -> list[str]:
+        """Words of a normalised text that the lexicon, where there is one, cannot pronounce."""
+        return [word for word in text.split() if not self.lexicon.sounds(word)] if self.lexicon else []
+
     def spellings(self, text: str) -> list[list[int]]:
         """All ways in token ids that a normalised text may be heard in."""
         if not self.lexicon:

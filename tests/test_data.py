@@ -131,10 +131,12 @@ def test_usable_texts_fit_into_their_frames_at_any_speed(speech: list[Utterance]
 def test_a_batch_gives_back_what_was_put_in(lengths: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     frames = [rng.standard_normal((n, 8)).astype(np.float32) for n in lengths]
-    tokens = [rng.integers(1, 29, n).tolist() for n in lengths]
-    batch = collate(frames, tokens, 1.5)
+    tokenizer = Tokenizer()
+    texts = [tokenizer.decode(rng.integers(2, 29, n)) for n in lengths]
+    batch = collate(frames, texts, tokenizer, 1.5)
     assert batch.features.shape == (len(lengths), max(lengths), 8)
-    assert [ids.tolist() for ids in batch.targets.split(batch.target_lengths.tolist())] == tokens
+    assert [tokenizer.decode(ids.tolist()) for ids in batch.targets.split(batch.target_lengths.tolist())] == texts
+    assert [tokenizer.decode(ids.tolist()) for ids in batch.letters.split(batch.letter_lengths.tolist())] == texts
     for row, length, f in zip(batch.features.numpy(), batch.lengths.tolist(), frames, strict=True):
         assert np.array_equal(row[:length], f)
         assert not row[length:].any()

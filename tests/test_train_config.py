@@ -79,7 +79,7 @@ def test_the_last_of_several_changes_counts(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[encodr]\nwidth = 1", "section [encodr] is unknown; choose from augment, data, encoder, features, optimizer"),
-        ("[encoder]\nwide = 1", "[encoder] does not know 'wide'; it knows cell, conv_channels"),
+        ("[encoder]\nwide = 1", "[encoder] does not know 'wide'; it knows auxiliary, cell"),
         ("encoder = 5", "encoder is 5; it must be a section, headed [encoder]"),
         ("name = 5", "name is 5; it must be text"),
         ('[encoder]\nwidth = "wide"', "encoder.width is 'wide'; it must be a whole number"),

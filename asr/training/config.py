@@ -10,7 +10,7 @@ from asr.encoder import EncoderConfig
 from asr.errors import ASRError
 from asr.features import FeatureConfig
 
-UNITS = ("characters", "pieces")
+UNITS = ("characters", "pieces", "phones")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class DataConfig:
     min_seconds: float = 0.5
     max_seconds: float = 17.0
     batch_seconds: float = 160.0  # of padded audio as recorded, per process
-    unit: str = "characters"  # or "pieces"
+    unit: str = "characters"  # or "pieces", "phones"
+    lexicon: str = "en"  # where the unit is phones: a lexicon.txt, or a bundled model that has one
     pieces: int = 256  # size of the vocabulary where the unit is pieces
     pack: bool = True  # decode the audio once, to one file of 16-bit samples in the run's folder
 
@@ -73,6 +74,8 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 2.0
     average: float = 0.999  # decay of the exponential moving average of the weights: about the last 1 / (1 - decay)
+    letters: float = 0.0  # weight of a second loss, of letters beside phones or pieces; 0: none
+    consistency: float = 0.0  # weight of the divergence between two masked views of an utterance (CR-CTC); 0: one view
     seed: int = 1
     checkpoint_minutes: float = 3.0  # 0: after every step
     dev_every: int = 500  # steps between looks at the dev sources
@@ -80,7 +83,15 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "dev_every"):
             _require(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "1 or more")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "seed", "checkpoint_minutes"):
+        for name in (
+            "warmup_steps",
+            "decay_steps",
+            "weight_decay",
+            "letters",
+            "consistency",
+            "seed",
+            "checkpoint_minutes",
+        ):
             _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
         for name in ("peak_rate", "clip_norm"):
             _require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")

@@ -29,16 +29,26 @@ DECODED_SECONDS = 60.0  # of audio at once
 FULL_SCALE = 32_768  # of 16-bit samples
 LEAST_VARIANCE = 1e-4  # of a mel band, squared nats: a band that never changes must not divide by zero
 PREFETCHED = 4  # batches that wait per worker
+LETTERS = Tokenizer()
 
 
 class Batch(NamedTuple):
-    """Padded features (batch, frames, n_mels), lengths (batch,), targets in one row, target_lengths (batch,)."""
+    """Padded features (batch, frames, n_mels), lengths (batch,), targets in one row, target_lengths (batch,).
+
+    Where utterances have two views, the second ones follow all the first ones, in the same order.
+    """
 
     features: Tensor
     lengths: Tensor
     targets: Tensor
     target_lengths: Tensor
+    letters: Tensor  # the same texts in letters
+    letter_lengths: Tensor
     seconds: float  # of audio, without padding
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))  # type: ignore[arg-type]
 
 
 class AudioStore:
@@ -109,11 +119,14 @@ class AudioStore:
 
 
 def usable(utterances: Sequence[Utterance], tokenizer: Tokenizer, config: TrainingConfig) -> list[Utterance]:
-    """Those within the length limits whose text is not empty and fits into their emission frames at any speed."""
+    """Those within the length limits, of a text that can be spelled and fits into their emissions at any speed."""
     data, hop = config.data, config.features.hop / config.features.sample_rate
 
     def fits(u: Utterance) -> bool:
-        tokens = tokenizer.encode(normalize(u.text))
+        text = normalize(u.text)
+        if tokenizer.unknown(text):
+            return False
+        tokens = tokenizer.encode(text)
         emissions = u.seconds * (1 - config.augment.speed) / hop / SUBSAMPLING
         return bool(tokens) and frames_needed(tokens) < emissions
 
@@ -178,12 +191,12 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         config = self._config
         rng = np.random.default_rng([config.optimizer.seed, self._epoch, number])
-        frames, tokens = [], []
-        for i in self.plan[number]:
-            clean = augmented_frames(self._store[i], config.features, config.augment, rng)
-            frames.append(mask(clean, config.augment, self._fill, rng))
-            tokens.append(self._tokenizer.encode(normalize(self._utterances[i].text)))
-        return collate(frames, tokens, sum(self._utterances[i].seconds for i in self.plan[number]))
+        chosen = self.plan[number]
+        clean = [augmented_frames(self._store[i], config.features, config.augment, rng) for i in chosen]
+        views = 2 if config.optimizer.consistency else 1
+        frames = [mask(f, config.augment, self._fill, rng) for _ in range(views) for f in clean]
+        texts = [normalize(self._utterances[i].text) for i in chosen] * views
+        return collate(frames, texts, self._tokenizer, sum(self._utterances[i].seconds for i in chosen))
 
 
 class PlainBatches(Dataset[Batch]):
@@ -203,8 +216,8 @@ class PlainBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         chosen = self.plan[number]
         frames = [log_mel(self._store[i], self._features) for i in chosen]
-        tokens = [self._tokenizer.encode(normalize(self._utterances[i].text)) for i in chosen]
-        return collate(frames, tokens, sum(self._utterances[i].seconds for i in chosen))
+        texts = [normalize(self._utterances[i].text) for i in chosen]
+        return collate(frames, texts, self._tokenizer, sum(self._utterances[i].seconds for i in chosen))
 
 
 def prefetched(
@@ -246,11 +259,15 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def collate(frames: list[Frames], tokens: list[list[int]], seconds: float) -> Batch:
-    """Pads frames at the end with zeros and joins the texts."""
+def collate(frames: list[Frames], texts: list[str], tokenizer: Tokenizer, seconds: float) -> Batch:
+    """Pads frames at the end with zeros and joins the normalised texts."""
     lengths = torch.tensor([len(f) for f in frames])
     features = torch.zeros(len(frames), int(lengths.max()), frames[0].shape[1])
     for row, f in zip(features, frames, strict=True):
         row[: len(f)] = torch.from_numpy(f)
-    targets = torch.tensor([t for ids in tokens for t in ids])
-    return Batch(features, lengths, targets, torch.tensor([len(ids) for ids in tokens]), seconds)
+    return Batch(features, lengths, *_joined(tokenizer, texts), *_joined(LETTERS, texts), seconds)
+
+
+def _joined(tokenizer: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+    tokens = [tokenizer.encode(text) for text in texts]
+    return torch.tensor([t for ids in tokens for t in ids]), torch.tensor([len(ids) for ids in tokens])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from asr.encoder import SUBSAMPLING, Encoder, EncoderState
 from asr.errors import ASRError
 from asr.features import FeatureConfig
+from asr.lexicon import LEXICON_FILE
 from asr.runtime import CONFIG_FILE, FEATURES, GRAPH_FILES, LOG_PROBS, NEXT, ModelConfig
 from asr.tokenizer import PIECES_FILE, TOKENS_FILE, Tokenizer
 
@@ -160,7 +161,7 @@ class _Whole(nn.Module):
         x, *_ = encoder._subsample(x, start.conv1, start.conv2)
         for block in encoder.blocks:
             x, _ = block(x)
-        return encoder.output(encoder.norm(x)).log_softmax(-1)
+        return encoder.emissions(x)
 
 
 @contextmanager
@@ -178,7 +179,7 @@ def _replacing(directory: Path) -> Iterator[Path]:
         new.mkdir(parents=True)
         yield new
         if directory.exists():
-            others = shutil.ignore_patterns(CONFIG_FILE, TOKENS_FILE, PIECES_FILE, *GRAPH_FILES.values())
+            others = shutil.ignore_patterns(CONFIG_FILE, TOKENS_FILE, PIECES_FILE, LEXICON_FILE, *GRAPH_FILES.values())
             shutil.copytree(directory, new, ignore=others, dirs_exist_ok=True)
             directory.rename(old)
         new.rename(directory)

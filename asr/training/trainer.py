@@ -18,18 +18,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
 from torch.nn.parallel import DistributedDataParallel
 
 from asr.ctc import collapse, ctc_loss
 from asr.encoder import Encoder
 from asr.errors import ASRError
+from asr.lexicon import LEXICON_FILE, Lexicon
+from asr.recognizer import find_model
 from asr.text import normalize
-from asr.tokenizer import Tokenizer
+from asr.tokenizer import PHONE_TOKENS, Tokenizer
 from asr.training import checkpoint
 from asr.training.checkpoint import BEST, LAST, Checkpoint
 from asr.training.config import OptimizerConfig, TrainingConfig, differences
-from asr.training.data import AudioStore, Batch, PlainBatches, TrainingBatches, prefetched, statistics, usable
+from asr.training.data import LETTERS, AudioStore, Batch, PlainBatches, TrainingBatches, prefetched, statistics, usable
 from asr.training.log import RunLog
 from asr.training.manifest import Utterance, read
 from asr.training.processes import Interruption, Place, joined
@@ -55,14 +58,16 @@ class Learner:
         self, config: TrainingConfig, corpus: Corpus, place: Place, past: Checkpoint | None, init: Checkpoint | None
     ) -> None:
         vocabulary = len(corpus.tokenizer.tokens)
-        self.config = replace(config, encoder=replace(config.encoder, vocabulary=vocabulary))
+        auxiliary = len(LETTERS.tokens) if config.optimizer.letters else 0
+        encoder = replace(config.encoder, vocabulary=vocabulary, auxiliary=auxiliary)
+        self.config = replace(config, encoder=encoder)
         self._tokenizer, self._place = corpus.tokenizer, place
         torch.manual_seed(config.optimizer.seed)
         self._encoder = Encoder(self.config.encoder)
         if past:
             self._encoder.load_state_dict(past.weights)
         elif init:
-            self._encoder.load_state_dict(init.average)
+            _begin_from(self._encoder, init, corpus.tokenizer.tokens)
         else:
             mean, std = statistics(corpus.store, len(corpus.utterances), config.features)
             self._encoder.mean.copy_(torch.from_numpy(mean))
@@ -94,11 +99,12 @@ class Learner:
         torch.manual_seed(self.config.optimizer.seed * 1_000_003 + self.step * world + self._place.rank)
         self._model.train()
         optimizer.zero_grad(set_to_none=True)
+        batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            log_probs, lengths = self._model(batch.features.to(device, non_blocking=True), batch.lengths.to(device))
-        nll = ctc_loss(log_probs, lengths, batch.targets.to(device), batch.target_lengths.to(device)).sum()
+            log_probs, lengths = self._model(batch.features, batch.lengths)
+        nll, loss = self._losses(log_probs, lengths, batch)
         total, tokens = self._place.sum(torch.stack((nll.detach(), batch.target_lengths.sum().to(nll))))
-        (nll * world / tokens).backward()  # DistributedDataParallel divides the sum of gradients by `world`
+        (loss * world / tokens).backward()  # DistributedDataParallel divides the sum of gradients by `world`
         norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), self.config.optimizer.clip_norm))
         if norm < float("inf"):
             optimizer.step()
@@ -106,6 +112,18 @@ class Learner:
         self.step, self.batch = self.step + 1, self.batch + world
         self.audio_seconds += batch.seconds * world
         return float(total / tokens), norm, rate
+
+    def _losses(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of the batch's texts, and with it all that is to be made small; sums, in nats."""
+        shape, options = self.config.encoder, self.config.optimizer
+        main, letters = log_probs.split((shape.vocabulary, shape.auxiliary), -1)
+        nll = ctc_loss(main, lengths, batch.targets, batch.target_lengths).sum()
+        loss = nll
+        if options.letters:
+            loss = loss + options.letters * ctc_loss(letters, lengths, batch.letters, batch.letter_lengths).sum()
+        if options.consistency:
+            loss = loss + options.consistency * divergence(log_probs, lengths)
+        return nll, loss
 
     def checkpoint(self) -> Checkpoint:
         """Everything, as it is now."""
@@ -179,6 +197,19 @@ def train(
     return learner.checkpoint()
 
 
+def divergence(log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """How much the first half of a batch and the second, views of the same speech, differ: a sum over frames in nats.
+
+    Kullback-Leibler divergence both ways; each view learns from the other as from a fixed teacher (Yao et al.,
+    "CR-CTC: Consistency regularization on CTC for improved speech recognition", 2024).
+    """
+    one, other = log_probs.chunk(2)
+    both = kl_div(one, other.detach(), reduction="none", log_target=True)
+    both = both + kl_div(other, one.detach(), reduction="none", log_target=True)
+    inside = torch.arange(one.shape[1], device=one.device) < lengths[: len(one), None]
+    return (both.sum(-1) * inside).sum()
+
+
 def rate_at(step: int, config: OptimizerConfig) -> float:
     """Learning rate of a step (from 0): linear warm-up, constant, linear decay to zero."""
     warm = (step + 1) / max(1, config.warmup_steps)
@@ -215,6 +246,7 @@ def measure(
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
         for batch in prefetched(batches, range(len(batches)), workers):
             log_probs, lengths = encoder(batch.features.to(device), batch.lengths.to(device))
+            log_probs = log_probs[..., : len(tokenizer.tokens)]
             nll += float(ctc_loss(log_probs, lengths, batch.targets.to(device), batch.target_lengths.to(device)).sum())
             count += int(batch.target_lengths.sum())
             texts = batch.targets.split(batch.target_lengths.tolist())
@@ -249,7 +281,9 @@ def _beginning(
 
 def _changes(given: Checkpoint, config: TrainingConfig, but: tuple[str, ...]) -> str:
     """In words, the settings of a checkpoint that differ from a configuration's, but for those with these prefixes."""
-    wanted = replace(config, encoder=replace(config.encoder, vocabulary=given.config.encoder.vocabulary))
+    learnt = given.config.encoder
+    encoder = replace(config.encoder, vocabulary=learnt.vocabulary, auxiliary=learnt.auxiliary)
+    wanted = replace(config, encoder=encoder)
     changed = differences(given.config, wanted).items()
     return ", ".join(f"{name} = {old!r} and not {new!r}" for name, (old, new) in changed if not name.startswith(but))
 
@@ -282,9 +316,15 @@ def _corpus(config: TrainingConfig, data: Path, output: Path, given: Checkpoint 
 
 
 def _put_tokenizer(config: TrainingConfig, heard: list[Utterance], given: Checkpoint | None, output: Path) -> None:
-    """Puts the tokenizer of the given checkpoint, or a new one, into `output`."""
-    if given or config.data.unit == "characters":
-        checkpoint.save_tokenizer(given.tokenizer if given else Tokenizer(), output)
+    """Puts the tokenizer of the given checkpoint, if it has the unit that is asked for, or a new one into `output`."""
+    if given and given.tokenizer.unit == config.data.unit:
+        checkpoint.save_tokenizer(given.tokenizer, output)
+        return
+    if config.data.unit == "characters":
+        checkpoint.save_tokenizer(Tokenizer(), output)
+        return
+    if config.data.unit == "phones":
+        checkpoint.save_tokenizer(Tokenizer(PHONE_TOKENS, lexicon=_lexicon(config.data.lexicon)), output)
         return
     with TemporaryDirectory() as folder:
         try:
@@ -295,6 +335,21 @@ def _put_tokenizer(config: TrainingConfig, heard: list[Utterance], given: Checkp
                 f"cannot cut the texts into {config.data.pieces} pieces: {reason} Change pieces in [data]"
             ) from None
         checkpoint.save_tokenizer(tokenizer, output)
+
+
+def _lexicon(name_or_path: str) -> Lexicon:
+    """A lexicon file, or that of a bundled model."""
+    path = Path(name_or_path)
+    return Lexicon.load(path if path.is_file() else find_model(name_or_path) / LEXICON_FILE)
+
+
+def _begin_from(encoder: Encoder, init: Checkpoint, tokens: list[str]) -> None:
+    """Gives an encoder the averaged weights of a checkpoint; the output of other tokens begins afresh."""
+    given = dict(init.average)
+    for name, values in encoder.output.state_dict(prefix="output.").items():
+        known = given[name] if init.tokenizer.tokens == tokens else values[:0]
+        given[name] = torch.cat((known, values[len(known) :]))[: len(values)]
+    encoder.load_state_dict(given)
 
 
 def _log(output: Path, learner: Learner, place: Place) -> AbstractContextManager[RunLog | None]:
