@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from asr import __version__
 from asr.errors import ASRError
 
-VERBS = ("transcribe", "live", "devices", "train", "evaluate", "export", "lm", "tune")
+VERBS = ("transcribe", "live", "serve", "devices", "train", "evaluate", "export", "lm", "tune")
 DESCRIPTION = "Speech recognition on your own machine: sound in, words out."
 TRACEBACK = "ASR_TRACEBACK"  # environment variable: where it is set, errors show where they come from
 
@@ -28,6 +28,8 @@ TRAIN_PACKAGES = (
     "torch",
     "torchaudio",
 )
+# Packages that only the serve extra installs.
+SERVE_PACKAGES = ("aiohttp", "prometheus_client", "wyoming")
 
 
 class UsageError(ASRError):
@@ -84,7 +86,7 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("asr"):
         package = error.name.partition(".")[0]
-        wanted = '".[train]"' if package in TRAIN_PACKAGES else "."
+        wanted = '".[train]"' if package in TRAIN_PACKAGES else '".[serve]"' if package in SERVE_PACKAGES else "."
         return f"the package {package} is needed and not installed: pip install {wanted} in the checkout"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -1,0 +1,179 @@
+"""The server: its addresses, who may use them, and how it starts and ends."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from asr.errors import ASRError
+from asr.recognizer import Recognizer
+from asr.server import live, transcriptions, vosk
+from asr.server.access import Access
+from asr.server.refusal import Refusal
+from asr.server.service import Service
+from asr.server.settings import Limits
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+WEB, PROTOCOL = HERE / "web", HERE / "PROTOCOL.md"
+CLOSING_SECONDS = 15.0  # for the last words of streams that are ended
+
+# The page has no script, style or connection that is not its own.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
+    "media-src 'self' blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens and whom it answers."""
+
+    host: str = "127.0.0.1"
+    port: int = 8300
+    wyoming_port: int | None = None
+    token: str | None = None
+    origins: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    drain_seconds: float = 0.0  # after being told to stop, for streams to end by themselves
+
+
+class Server:
+    """A running server; made by `start`, ended by `stop`."""
+
+    def __init__(self, recognizer: Recognizer, place: Place) -> None:
+        self.service = Service(recognizer, place.limits)
+        self._place = place
+        self._runner = web.AppRunner(
+            make_app(self.service, Access(place.token, place.origins)),
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            shutdown_timeout=1.0,
+        )
+        self._wyoming: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """That the HTTP server listens at."""
+        return int(self._runner.addresses[0][1])
+
+    @property
+    def wyoming_port(self) -> int | None:
+        """That Wyoming is spoken at, if at all."""
+        return int(self._wyoming.sockets[0].getsockname()[1]) if self._wyoming else None
+
+    async def start(self) -> None:
+        """Listens; ASRError where an address cannot be had."""
+        place = self._place
+        try:
+            await self._runner.setup()
+            await web.TCPSite(self._runner, place.host, place.port).start()
+            if place.wyoming_port is not None:
+                from asr.server import wyoming
+
+                self._wyoming = await wyoming.listen(self.service, place.host, place.wyoming_port)
+        except OSError as error:
+            await self.stop()
+            raise ASRError(
+                f"cannot listen at {place.host}, port {place.port}: {error.strerror or error}; choose another --port"
+            ) from None
+
+    async def stop(self) -> None:
+        """Lets live streams end, then ends them with their last words, then closes."""
+        await self.service.drain(self._place.drain_seconds)
+        await self.service.end(CLOSING_SECONDS)
+        if self._wyoming:
+            self._wyoming.close()
+        await self._runner.cleanup()
+        self.service.close()
+
+
+async def serve(recognizer: Recognizer, place: Place, ready: Callable[[Server], None]) -> None:
+    """Serves until SIGINT or SIGTERM; a second one skips the wait for live streams."""
+    server = Server(recognizer, place)
+    await server.start()
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            server.service.hurry()
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    ready(server)
+    await stopping.wait()
+    await server.stop()
+
+
+def make_app(service: Service, access: Access) -> web.Application:
+    """The application of all HTTP addresses."""
+    app = web.Application(middlewares=[_guard(service, access)], client_max_size=service.limits.message)
+    pages = frozenset(path.name for path in WEB.iterdir() if path.is_file()) if WEB.is_dir() else frozenset()
+
+    async def root(request: web.Request) -> web.StreamResponse:
+        if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+            access.check(request, is_public=False)
+            return await vosk.handle(request, service)
+        return _page("index.html")
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        if request.match_info["name"] not in pages:  # a name to look up, never a path to follow
+            raise web.HTTPNotFound
+        return _page(request.match_info["name"])
+
+    async def healthz(request: web.Request) -> web.Response:
+        if service.draining:
+            return web.json_response({"status": "draining", "streams": service.streams}, status=503)
+        figures = {"streams": service.streams, "max_streams": service.limits.streams}
+        return web.json_response({"status": "ok", **figures})
+
+    async def metrics(request: web.Request) -> web.Response:
+        return web.Response(body=service.metrics.text(), headers={"Content-Type": service.metrics.content_type})
+
+    async def docs(request: web.Request) -> web.Response:
+        return web.Response(
+            text=PROTOCOL.read_text(encoding="utf-8"), headers={"Content-Type": "text/plain; charset=utf-8"}
+        )
+
+    app.router.add_get("/", root)
+    app.router.add_get("/v1/stream", lambda request: live.handle(request, service))
+    app.router.add_post("/v1/audio/transcriptions", lambda request: transcriptions.handle(request, service))
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/docs", docs)
+    app.router.add_get("/{name}", page)
+    return app
+
+
+def _page(name: str) -> web.FileResponse:
+    return web.FileResponse(WEB / name, headers=PAGE_HEADERS)
+
+
+def _guard(service: Service, access: Access) -> Middleware:
+    """Checks every request, and answers refusals in the shape that OpenAI's clients raise."""
+    guarded = ("/v1/", "/metrics")
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            access.check(request, is_public=not request.path.startswith(guarded))
+            return await handler(request)
+        except Refusal as refusal:
+            service.metrics.refusals.labels(refusal.code).inc()
+            headers = {"Retry-After": "5"} if refusal.kind.status in (429, 503) else {}
+            body = transcriptions.error_body(refusal)
+            return web.json_response(body, status=refusal.kind.status, headers=headers)
+
+    return guard
