@@ -6,6 +6,7 @@ The encoder always runs on chunks of the model's own length, and everything afte
 times and confidence are the same however the samples are cut.
 """
 
+import copy
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -53,7 +54,9 @@ class Recognizer:
     def weighted(self, lm_weight: float) -> "Recognizer":
         """The same recogniser with another weight of the language model; a greedy one is as before."""
         decoder = self.decoder.weighted(lm_weight) if isinstance(self.decoder, BeamSearch) else self.decoder
-        return Recognizer(self.model, decoder, self.rules, self.gate)
+        other = copy.copy(self)
+        other.decoder = decoder
+        return other
 
     def stream(
         self,
@@ -322,17 +325,22 @@ def load(
     precision: str = "auto",
     rules: EndpointRules | None = None,
     gate: GateRules | None = None,
+    hotwords: Wanted | None = None,
 ) -> Recognizer:
     """A recogniser from a bundled model's name or a model directory.
 
     decoder: "beam", "greedy", or "auto": beam where the model has a language model. threads: of one stream's encoder.
-    precision: "int8", "fp32", or "auto", which prefers int8. rules: when hypotheses become final. Raises ASRError where
-    there is no such model or it cannot be read.
+    precision: "int8", "fp32", or "auto", which prefers int8. rules: when hypotheses become final. hotwords: for all
+    streams that name none of their own, as `Recognizer.hotwords` takes them; with them "auto" is beam. Raises ASRError
+    where there is no such model or it cannot be read.
     """
     if decoder not in DECODERS:
         raise ASRError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
     model = Model.load(find_model(name_or_dir), threads=threads, precision=precision)
-    return Recognizer(model, _decoder(model, decoder), rules, gate)
+    recognizer = Recognizer(model, _decoder(model, "beam" if hotwords and decoder == "auto" else decoder), rules, gate)
+    if hotwords:
+        recognizer.decoder = recognizer._decoder_with(hotwords)
+    return recognizer
 
 
 def find_model(name_or_dir: str | os.PathLike[str]) -> Path:

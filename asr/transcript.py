@@ -123,10 +123,14 @@ class Writer:
 
 
 class TextWriter(Writer):
-    """One line of text per segment."""
+    """One line of text per segment; of one with alternatives these, with scores in front, and an empty line."""
 
     def write(self, segment: Segment) -> None:
-        if segment.text:
+        for alternative in segment.alternatives:
+            self.out.write(f"{alternative.score:9.3f}\t{_one_line(alternative.text)}\n")
+        if segment.alternatives:
+            self.out.write("\n")
+        elif segment.text:
             self.out.write(f"{_one_line(segment.text)}\n")
 
 

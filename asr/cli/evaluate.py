@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asr.cli import FAILURE, UsageError
+from asr.cli import FAILURE, UsageError, hotwords
 from asr.cli.bar import Bar
 from asr.errors import ASRError
 
@@ -27,10 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", action="store_true", help="the model's fp32 graph beside its int8 graph")
     parser.add_argument("--limit", type=int, metavar="N", help="only N utterances, evenly spread over the source")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
-    streaming = "delays, changes and cost of live recognition at these chunk sizes (default: 80,160,320,640 ms)"
-    parser.add_argument("--streaming", nargs="?", const="80,160,320,640", metavar="MS,...", help=streaming)
+    streaming = "instead: when words show, change, stay and are final in a live stream, and what it costs"
+    parser.add_argument("--streaming", action="store_true", help=streaming)
+    sizes = "of a stream's chunks with --streaming (default: 80,160,320,640)"
+    parser.add_argument("--chunks", default="80,160,320,640", metavar="MS,...", help=sizes)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures and every utterance as JSON")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write every utterance, aligned, the worst first")
+    hotwords.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,12 +74,12 @@ def _stream(args: argparse.Namespace, utterances: "list[Utterance]") -> int:
     if args.compare or args.report or args.jobs > 1:
         raise UsageError("--streaming goes with none of --compare, --report and --jobs; leave them out")
     try:
-        chunks = [int(size) for size in args.streaming.split(",")]
+        chunks = [int(size) for size in args.chunks.split(",")]
     except ValueError:
         chunks = []
     if not chunks or min(chunks) < 1:
-        raise UsageError(f"--streaming is {args.streaming!r}; it must be chunk sizes in ms, such as 80,160")
-    recognizer = load(args.model, decoder=_decoder(args))
+        raise UsageError(f"--chunks is {args.chunks!r}; it must be sizes in ms, such as 80,160")
+    recognizer = load(args.model, decoder=_decoder(args), hotwords=hotwords.wanted(args))
     done = count()
     with Bar(len(utterances)) as bar:
         rows = measure(recognizer, utterances, chunks, lambda utterance: bar.update(next(done), utterance.path.name))
@@ -95,7 +98,8 @@ def _recognise(
 
     results, problems = [], []
     with Bar(len(utterances)) as bar:
-        heard = recognise_all(args.model, utterances, args.jobs, decoder=_decoder(args), precision=precision)
+        decoder, wanted = _decoder(args), hotwords.wanted(args)
+        heard = recognise_all(args.model, utterances, args.jobs, decoder, precision, wanted)
         for number, result in enumerate(heard, start=1):
             bar.update(number, args.source.name)
             if isinstance(result, ASRError):

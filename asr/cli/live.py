@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from asr.cli import TRACEBACK, endpoints
+from asr.cli import TRACEBACK, endpoints, hotwords
 from asr.errors import ASRError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     save_help = "write it down in a new FILE.txt, .json, .srt, .vtt or .tsv too, as it is said; may be repeated"
     parser.add_argument("--save", action="append", type=Path, default=[], metavar="FILE", help=save_help)
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep the sound in a new FILE.flac, .wav or .ogg")
+    hotwords.add_argument(parser)
     endpoints.add_arguments(parser, gate=True)
 
 
@@ -56,14 +57,14 @@ def run(args: argparse.Namespace) -> int:
         check(path, "--save", {f".{name}" for name in WRITERS})
     if args.record:
         check(args.record, "--record", set(SOUNDS))
-    rules, gate = endpoints.rules(args), endpoints.gate(args)
+    rules, gate, wanted = endpoints.rules(args), endpoints.gate(args), hotwords.wanted(args)
 
     import asr
     from asr.microphone import Microphone, find_loopback
 
     with _quiet_libraries(), ExitStack() as stack:
         microphone = Microphone(find_loopback().index if args.loopback else args.device)
-        recognizer = asr.load(args.model, rules=rules, gate=gate)
+        recognizer = asr.load(args.model, rules=rules, gate=gate, hotwords=wanted)
         stack.enter_context(_ended_by_signals(microphone))
         stack.enter_context(microphone)
         files = [stack.enter_context(saved(path)) for path in args.save]

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asr.cli import FAILURE, UsageError, endpoints
+from asr.cli import FAILURE, UsageError, endpoints, hotwords
 from asr.cli.bar import Bar
 from asr.errors import ASRError
 
@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="en", metavar="M", help="name or folder of a model (default: en)")
     parser.add_argument("--greedy", action="store_true", help="no beam search: faster, a little less accurate")
     parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the raw samples on standard input")
+    nbest = "show the N likeliest readings of each segment with their log-probabilities (--format txt or json)"
+    parser.add_argument("--nbest", type=int, default=1, metavar="N", help=nbest)
+    hotwords.add_argument(parser)
     endpoints.add_arguments(parser, gate=False)
 
 
@@ -55,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Transcribes every recording; 0 when all could be read, 1 when some could not."""
     if args.format == "all" and args.output_dir is None:
         raise UsageError("--format all writes several files a recording; add --output-dir DIR")
-    rules, gate = endpoints.rules(args), endpoints.gate(args)
+    _check_nbest(args)
+    rules, gate, wanted = endpoints.rules(args), endpoints.gate(args), hotwords.wanted(args)
     recordings, problems = find(args.files)
     _check_sample_rate(args.sample_rate, recordings)
     for problem in problems:
@@ -67,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
 
     import asr
 
-    recognizer = asr.load(args.model, decoder="greedy" if args.greedy else "auto", rules=rules, gate=gate)
+    decoder = "greedy" if args.greedy else "beam" if args.nbest > 1 else "auto"
+    recognizer = asr.load(args.model, decoder=decoder, rules=rules, gate=gate, hotwords=wanted)
+    model = recognizer.model.config.name
     names = output_names(recordings)
     failed = len(problems)
     with Bar(len(recordings), _worth_a_bar(recordings)) as bar:
@@ -76,11 +82,12 @@ def run(args: argparse.Namespace) -> int:
                 _complain(f"{recording} goes to {name}.*, because another recording is named {_stem(recording)} too")
             try:
                 show = _shower(bar, number, recording)
-                segments = recognizer.segments(recording, args.sample_rate, progress=show)
+                segments = recognizer.segments(recording, args.sample_rate, progress=show, nbest=args.nbest)
                 if args.output_dir:
-                    write(segments, args.output_dir / name, FORMATS if args.format == "all" else (args.format,))
+                    formats = FORMATS if args.format == "all" else (args.format,)
+                    write(segments, args.output_dir / name, formats, model)
                 else:
-                    write_to_stdout(segments, args.format, str(recording) if len(recordings) > 1 else None)
+                    write_to_stdout(segments, args.format, str(recording) if len(recordings) > 1 else None, model)
             except ASRError as error:
                 _complain(str(error))
                 failed += 1
@@ -138,18 +145,21 @@ def _stem(recording: Path) -> str:
     return "stdin" if recording == STDIN else recording.stem
 
 
-def write(segments: "Iterable[Segment]", path: Path, formats: Iterable[str]) -> None:
-    """Writes PATH.FORMAT for each format; all appear whole at the end, or none after an error."""
+def write(segments: "Iterable[Segment]", path: Path, formats: Iterable[str], model: str) -> None:
+    """Writes PATH.FORMAT for each format; all appear whole at the end, or none after an error.
+
+    model: the name of the one that heard them.
+    """
     from asr.transcript import WRITERS
 
     with ExitStack() as stack:
-        writers = [stack.enter_context(WRITERS[name].open(f"{path}.{name}")) for name in formats]
+        writers = [stack.enter_context(WRITERS[name].open(f"{path}.{name}", model)) for name in formats]
         for segment in segments:
             for writer in writers:
                 writer.write(segment)
 
 
-def write_to_stdout(segments: "Iterator[Segment]", name: str, heading: str | None) -> None:
+def write_to_stdout(segments: "Iterator[Segment]", name: str, heading: str | None, model: str) -> None:
     """Prints each segment as it comes; a heading sets the recording apart from others.
 
     Where there is a heading, JSON is one line a recording with the heading as "file".
@@ -158,13 +168,13 @@ def write_to_stdout(segments: "Iterator[Segment]", name: str, heading: str | Non
 
     if heading is not None and name == "json":
         text = io.StringIO()
-        _write_all(WRITERS[name](text), segments)
+        _write_all(WRITERS[name](text, model), segments)
         print(json.dumps({"file": heading, **json.loads(text.getvalue())}, ensure_ascii=False), flush=True)
         return
     first = list(islice(segments, 1))  # a recording that cannot be read gets no heading
     if heading is not None:
         print(f"==> {heading} <==")
-    _write_all(WRITERS[name](sys.stdout), chain(first, segments))
+    _write_all(WRITERS[name](sys.stdout, model), chain(first, segments))
 
 
 def _write_all(writer: "Writer", segments: "Iterable[Segment]") -> None:
@@ -198,6 +208,15 @@ def _check_sample_rate(rate: int | None, recordings: list[Path]) -> None:
             check_rate(rate, "--sample-rate")
         except ASRError as error:
             raise UsageError(str(error)) from None
+
+
+def _check_nbest(args: argparse.Namespace) -> None:
+    if args.nbest < 1:
+        raise UsageError(f"--nbest is {args.nbest}; it must be 1 or more")
+    if args.nbest > 1 and args.greedy:
+        raise UsageError("--nbest needs the beam search; leave out --greedy")
+    if args.nbest > 1 and args.format not in ("txt", "json", "all"):
+        raise UsageError(f"--format {args.format} has no place for --nbest; choose txt or json")
 
 
 def _make_folder(folder: Path) -> None:

@@ -100,14 +100,19 @@ def recognise(recognizer: Recognizer, utterance: Utterance) -> Recognised:
 
 
 def recognise_all(
-    model: str, utterances: Sequence[Utterance], jobs: int = 1, decoder: str = "auto", precision: str = "auto"
+    model: str,
+    utterances: Sequence[Utterance],
+    jobs: int = 1,
+    decoder: str = "auto",
+    precision: str = "auto",
+    hotwords: tuple[str, ...] = (),
 ) -> Iterator[Recognised | ASRError]:
     """Hears utterances in order, in `jobs` processes; an error stands in the place of a recording that is unreadable.
 
-    model, decoder, precision: as asr.load takes them; ASRError where there is no such model.
+    model, decoder, precision, hotwords: as asr.load takes them; ASRError where there is no such model.
     """
-    attempt = partial(_attempt, model, decoder, precision)
-    _load(model, decoder, precision)
+    attempt = partial(_attempt, model, decoder, precision, hotwords)
+    _load(model, decoder, precision, hotwords)
     if jobs == 1:
         yield from map(attempt, utterances)
         return
@@ -118,13 +123,15 @@ def recognise_all(
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, decoder: str, precision: str) -> Recognizer:
-    return load(model, decoder=decoder, precision=precision)
+def _load(model: str, decoder: str, precision: str, hotwords: tuple[str, ...]) -> Recognizer:
+    return load(model, decoder=decoder, precision=precision, hotwords=hotwords)
 
 
-def _attempt(model: str, decoder: str, precision: str, utterance: Utterance) -> Recognised | ASRError:
+def _attempt(
+    model: str, decoder: str, precision: str, hotwords: tuple[str, ...], utterance: Utterance
+) -> Recognised | ASRError:
     try:
-        return recognise(_load(model, decoder, precision), utterance)
+        return recognise(_load(model, decoder, precision, hotwords), utterance)
     except ASRError as error:
         return error
 
