@@ -283,7 +283,8 @@ class BeamSearch:
         settled = state.committed.frame
         old = np.arange(max(0, int(np.searchsorted(settled, since)) - 1), len(settled))
         oldest = entries[np.arange(len(heads)), (entries >= 0).argmax(axis=1)] if entries.shape[1] else heads
-        whole = np.append(trace.parent, -1)[oldest] < 0  # up to what is settled
+        reaches = np.append(trace.parent, -1)[oldest] < 0  # what is settled
+        whole = reaches & (np.append(trace.frame, since)[oldest] >= since)
         past = np.where(whole[:, None], old, -1)
         tokens, frames = (
             np.concatenate([np.append(before, -1)[past], np.append(now, -1)[entries]], axis=1)
