@@ -17,10 +17,13 @@ import jiwer
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 import asr
 from asr.audio import Resampler
 from asr.cli import main
+from asr.cli.screen import METER_CELLS, State, footer, meter, unfinished
 from asr.errors import ASRError
 from asr.microphone import Device, Disconnected
 from asr.segmenter import Hypothesis
@@ -234,6 +237,39 @@ def test_lost_sound_is_told(live: Callable[..., int], capsys: pytest.CaptureFixt
     assert "asr: sound lost 3 times" in capsys.readouterr().err
 
 
+@given(
+    words=st.lists(st.text("abc'", min_size=1), max_size=8),
+    committed=st.integers(0, 8),
+)
+def test_only_what_may_still_change_is_dim(words: list[str], committed: int) -> None:
+    timed = tuple(Word(word, 0.0, 0.0, 0.5) for word in words)
+    shown = unfinished(Hypothesis(" ".join(words), False, 0.0, 0.0, timed, min(committed, len(words))))
+    assert shown.plain == " ".join(words)
+    dim = {i for span in shown.spans if span.style == "dim" for i in range(span.start, span.end)}
+    solid = len(" ".join(words[:committed]))
+    assert dim == {i for i in range(solid, len(shown.plain)) if shown.plain[i] != " "}
+
+
+@given(peak=st.floats(0, 4), ascii_only=st.booleans())
+def test_the_meter_is_as_long_as_the_sound_is_loud(peak: float, ascii_only: bool) -> None:
+    shown = meter(peak, ascii_only)
+    full = "#" if ascii_only else "█"
+    assert len(shown) == METER_CELLS
+    assert shown.plain.isascii() == ascii_only
+    assert shown.plain.count(full) <= meter(2 * peak, ascii_only).plain.count(full)
+    assert (shown.plain == full * METER_CELLS) == (peak > 0.98) or 0.95 < peak < 1
+    assert (full in shown.plain) or peak < 0.002
+
+
+def test_the_footer_tells_what_was_lost() -> None:
+    state = State("Headset", seconds=61.0, busy=6.1, peak=0.5)
+    assert "1:01  0.10 x real time  no sound lost  Headset" in footer(state).plain
+    state.overflows = 1
+    assert "sound lost once" in footer(state).plain
+    state.waiting = "It is gone"
+    assert footer(state).plain == "It is gone"
+
+
 # Through a real sound server
 
 
@@ -386,15 +422,15 @@ def test_on_a_terminal_a_line_grows_until_it_is_final(sound_server: dict[str, st
         hear(process, sound, sound_server, signal.SIGTERM)
         drawings = shown.result().split("\x1b[2K")  # each erases the one before it
     os.close(terminal)
-    partials = [found[1] for drawing in drawings if (found := re.match(r"\s*\x1b\[2m([a-z' ]+)\x1b\[0m", drawing))]
-    distinct = list(dict.fromkeys(partials))
-    assert len(distinct) > 5
-    assert len(distinct[0]) < len(distinct[2]) < len(distinct[-1])
-    footers = [drawing for drawing in drawings if "x real time" in drawing]
-    assert all("pulse" in footer and "no sound lost" in footer for footer in footers)
-    assert max(footer.count("█") for footer in footers) > min(footer.count("█") for footer in footers) == 0
-    plain = re.sub(r"\x1b\[2m.*?\x1b\[0m|\x1b\[.*?[a-zA-Z]|\r", "", "".join(drawings))
-    [final] = re.findall(r"^[a-z' ]+$", plain, re.MULTILINE)
+    lines = [re.sub(r"\x1b\[.*?[a-zA-Z]|\r", "", drawing).split("\n") for drawing in drawings]
+    views = [(view[:-2], view[-1]) for view in lines if "─" in "".join(view[-2:-1])]
+    partials = list(dict.fromkeys(above[-1] for above, _ in views))
+    assert len(partials) > 5
+    assert len(partials[0]) < len(partials[2]) < max(map(len, partials))
+    assert all("x real time" in footer and "pulse" in footer for _, footer in views)
+    levels = [footer.count("█") for _, footer in views]
+    assert min(levels) == 0 < max(levels)
+    [final] = [line for above, _ in views for line in above[:-1]]
     assert jiwer.cer(asr.load().transcribe(sound).text, final) <= NEAR
 
 

@@ -77,7 +77,10 @@ class Lines:
 
 
 class JsonLines(Lines):
-    """Every hypothesis, a line of JSON each: type, text, start and end in seconds, words with their confidence."""
+    """Every hypothesis, a line of JSON each: type, text, start and end in seconds, words with their confidence.
+
+    `committed` is how many of the words will not change any more.
+    """
 
     def show(self, hypotheses: "Iterable[Hypothesis]") -> None:
         for hypothesis in hypotheses:
@@ -86,6 +89,7 @@ class JsonLines(Lines):
                 "text": hypothesis.text,
                 "start": round(hypothesis.start, 3),
                 "end": round(hypothesis.end, 3),
+                "committed": hypothesis.committed,
                 "words": [
                     {k: v if k == "text" else round(v, 3) for k, v in asdict(w).items()} for w in hypothesis.words
                 ],
@@ -94,7 +98,7 @@ class JsonLines(Lines):
 
 
 class Terminal:
-    """Final hypotheses scroll by; below them are the partial one, dim, and a footer that tells how it goes."""
+    """Final hypotheses scroll by; below them are the partial one, dim as far as it may change, and a footer."""
 
     def __init__(self, state: State) -> None:
         from rich.console import Console
@@ -110,7 +114,7 @@ class Terminal:
             redirect_stderr=False,
             vertical_overflow="visible",
         )
-        self._partial = ""
+        self._partial: Hypothesis | None = None
         self._next_draw = 0.0  # seconds heard
 
     def __enter__(self) -> Self:
@@ -126,7 +130,7 @@ class Terminal:
     def show(self, hypotheses: "Iterable[Hypothesis]") -> None:
         news = list(hypotheses)
         for hypothesis in news:
-            self._partial = "" if hypothesis.is_final else hypothesis.text
+            self._partial = None if hypothesis.is_final else hypothesis
             if hypothesis.is_final and hypothesis.text:
                 self._draw(refresh=False)
                 self._console.print(hypothesis.text)
@@ -139,14 +143,21 @@ class Terminal:
     def _draw(self, refresh: bool = True) -> None:
         from rich.console import Group
         from rich.rule import Rule
-        from rich.text import Text
 
-        partial = Text(self._partial, style="dim")
         below = footer(self._state, self._console.options.ascii_only)
-        self._live.update(Group(partial, Rule(style="dim"), below), refresh=refresh)
+        self._live.update(Group(unfinished(self._partial), Rule(style="dim"), below), refresh=refresh)
         if refresh:
             self._state.peak = 0.0
         self._next_draw = self._state.seconds + DRAW_SECONDS
+
+
+def unfinished(partial: "Hypothesis | None") -> "Text":
+    """The words of a partial hypothesis, dim where they may still change."""
+    from rich.text import Text
+
+    words = [word.text for word in partial.words] if partial else []
+    styles = ["" if partial and i < partial.committed else "dim" for i in range(len(words))]
+    return Text(" ").join(Text(word, style) for word, style in zip(words, styles, strict=True))
 
 
 def footer(state: State, ascii_only: bool = False) -> "Text":
