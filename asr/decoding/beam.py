@@ -77,7 +77,8 @@ class Trace:
         return cls(*(np.concatenate([getattr(t, field.name) for t in traces]) for field in fields(cls)))
 
 
-EMPTY_TRACE = Trace(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0), np.zeros(0))
+NO_IDS = np.zeros(0, np.int64)
+EMPTY_TRACE = Trace(NO_IDS, NO_IDS, NO_IDS, np.zeros(0), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,8 @@ class BeamSearch:
         if ends.any():
             key = np.where(ends, hypotheses.parent_key, hypotheses.key)
             ranked = np.argsort(-scores, kind="stable")
+            _, best = np.unique(np.stack([key[ranked], ends[ranked]]), axis=1, return_index=True)
+            ranked = ranked[np.sort(best)]  # of boundaries after words that sound alike, the best one
             _, first, group = np.unique(key[ranked], return_index=True, return_inverse=True)
             merged = np.full(len(first), NOTHING)
             np.logaddexp.at(merged, group, scores[ranked])
@@ -296,7 +299,7 @@ class BeamSearch:
         """What tells a path from others."""
         if not self.tokens:
             return tuple(path.tokens.tolist())
-        return tuple("".join(self.tokens[i] for i in path.tokens).replace(BOUNDARY, " ").split())
+        return tuple(word.text for word in self.words(path.tokens))
 
     def stable(self, state: BeamState) -> int:
         """How many leading tokens all live hypotheses share; no later emission can change these."""
