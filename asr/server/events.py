@@ -26,6 +26,8 @@ class Events:
             "end": round(hypothesis.end, 3),
             "heard": round(heard, 3),
         }
+        if not hypothesis.is_final:
+            event["committed"] = hypothesis.committed
         if self._words:
             event["words"] = [
                 {
