@@ -102,6 +102,15 @@ def test_neighbours_decide_between_words_that_sound_alike(phones: str, words: st
     assert found == words.split()
 
 
+def test_a_hotword_is_written_as_it_is_listed() -> None:
+    search = BeamSearch.with_language_model(LM, TOKENS, BeamConfig(), LEXICON)
+    spellings = Tokenizer(TOKENS, lexicon=Lexicon([("kaliko", "ab"), ("oh", "bb"), ("toe", "a")])).spellings
+    hotwords = search.hotwords({"kaliko": None, "oh toe": 3.0}, spellings)
+    search = search.with_hotwords(hotwords)
+    path = search.best(search.step(say("a▁ab▁b.b▁a▁b.b"), search.start()))[0]
+    assert [word.text for word in search.words(path.tokens)] == ["two", "kaliko", "oh", "toe", "oh"]
+
+
 def test_spans_hold_the_phones_of_their_words() -> None:
     search = BeamSearch.with_language_model(LM, TOKENS, BeamConfig(), LEXICON)
     path = search.best(search.step(say("a▁b▁ab"), search.start()))[0]

@@ -314,7 +314,12 @@ class BeamSearch:
 
     def words(self, tokens: Ids) -> list[Span]:
         """The words that a path's tokens say."""
-        return self._reader.words(tokens.tolist())
+        words = self._reader.words(tokens.tolist())
+        if isinstance(self.scorer, HotwordScorer):
+            letters = [self._tokens[token] for token in tokens]
+            sounds = ["".join(letters[begin:end]).removeprefix(BOUNDARY) for _, begin, end in words]
+            return self.scorer.hotwords.written(words, sounds)
+        return words
 
     def _final_scores(self, hypotheses: Hypotheses) -> Scores:
         scores = np.logaddexp(hypotheses.blank, hypotheses.label) + hypotheses.fused

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.decoding import Span
 from asr.decoding.fusion import Letters, Scorer, WordScorer
 from asr.decoding.lm import Ids
 from asr.errors import ASRError
@@ -101,10 +102,16 @@ class Hotwords:
         letters_of = [bytes(row[:n]) for row, n in zip(table.letters.astype(np.uint8), table.lengths, strict=True)]
         token_letters = [SPACE * bool(b) + own for b, own in zip(table.begins, letters_of, strict=True)]
         spelled: dict[bytes, float] = {}
+        self._texts: dict[str, list[tuple[list[str], list[str]]]] = {}  # by the first sound of each phrase
         for phrase, boost in boosts.items():
             for ids in spellings(phrase):
                 key = SPACE.join(filter(None, b"".join(token_letters[i] for i in ids).split(SPACE)))
                 spelled[key] = max(boost, spelled.get(key, 0.0))
+                sounds = [word.decode() for word in key.split(SPACE)]
+                if sounds != phrase.split():
+                    self._texts.setdefault(sounds[0], []).append((sounds, phrase.split()))
+        for phrases_of_sound in self._texts.values():
+            phrases_of_sound.sort(key=lambda pair: -len(pair[0]))
         for word in sorted({word for key in spelled for word in key.split(SPACE)}):
             spelled.setdefault(word, 0.0)
         letters = np.array(list(spelled), np.bytes_).view(np.uint8).reshape(len(spelled), -1).astype(np.int64)
@@ -121,6 +128,19 @@ class Hotwords:
         paths, levels, fail = self._link(code[letters], lengths)
         losses = words.losses(letters) if words else np.zeros((len(letters), letters.shape[1] + 2))
         self._weigh(letters == 0, lengths, np.array(list(spelled.values())), losses, paths, levels, fail)
+
+    def written(self, words: Sequence[Span], sounds: Sequence[str]) -> list[Span]:
+        """Words with those that sound like a phrase written as the phrase is; sounds: phones of each word."""
+        found = list(words)
+        i = 0
+        while i < len(found):
+            fitting = (pair for pair in self._texts.get(sounds[i], ()) if pair[0] == list(sounds[i : i + len(pair[0])]))
+            phrase, texts = next(fitting, ([sounds[i]], [found[i].text]))
+            found[i : i + len(phrase)] = [
+                word._replace(text=text) for word, text in zip(found[i : i + len(phrase)], texts, strict=True)
+            ]
+            i += len(phrase)
+        return found
 
     def _link(self, codes: Ids, lengths: Ids) -> tuple[Ids, list[Ids], Ids]:
         """Builds `next`.

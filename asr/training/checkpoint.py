@@ -9,7 +9,7 @@ import torch
 
 from asr.encoder import Encoder
 from asr.errors import ASRError
-from asr.lexicon import LEXICON_FILE
+from asr.lexicon import GRAPHONES_FILE, LEXICON_FILE
 from asr.tokenizer import PIECES_FILE, TOKENS_FILE, Tokenizer
 from asr.training.config import TrainingConfig
 
@@ -69,7 +69,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     partial = directory / "tokenizer.partial"
     partial.mkdir(exist_ok=True)
     tokenizer.save(partial)
-    for name in (PIECES_FILE, LEXICON_FILE, TOKENS_FILE):
+    for name in (PIECES_FILE, LEXICON_FILE, GRAPHONES_FILE, TOKENS_FILE):
         if (partial / name).exists():
             (partial / name).replace(directory / name)
         else:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from asr.encoder import SUBSAMPLING, Encoder, EncoderState
 from asr.errors import ASRError
 from asr.features import FeatureConfig
-from asr.lexicon import LEXICON_FILE
+from asr.lexicon import GRAPHONES_FILE, LEXICON_FILE
 from asr.runtime import CONFIG_FILE, FEATURES, GRAPH_FILES, LOG_PROBS, NEXT, ModelConfig
 from asr.tokenizer import PIECES_FILE, TOKENS_FILE, Tokenizer
+from asr.training.rows import separate
 
 OPSET = 17  # the first with LayerNormalization
 CHUNK_FRAMES = 16  # 160 ms
@@ -108,6 +109,7 @@ def quantise(graph: Path, quantised: Path) -> None:
         per_channel=True,
         reduce_range=True,
     )
+    separate(quantised)
 
 
 class _Step(nn.Module):
@@ -179,7 +181,8 @@ def _replacing(directory: Path) -> Iterator[Path]:
         new.mkdir(parents=True)
         yield new
         if directory.exists():
-            others = shutil.ignore_patterns(CONFIG_FILE, TOKENS_FILE, PIECES_FILE, LEXICON_FILE, *GRAPH_FILES.values())
+            units = (TOKENS_FILE, PIECES_FILE, LEXICON_FILE, GRAPHONES_FILE)
+            others = shutil.ignore_patterns(CONFIG_FILE, *units, *GRAPH_FILES.values())
             shutil.copytree(directory, new, ignore=others, dirs_exist_ok=True)
             directory.rename(old)
         new.rename(directory)
