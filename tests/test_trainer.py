@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from asr.cli import main
+from asr.ctc import ctc_loss
 from asr.encoder import EncoderConfig
 from asr.errors import ASRError
+from asr.lexicon import PHONES, Lexicon
 from asr.text import normalize
 from asr.tokenizer import Tokenizer
 from asr.training import checkpoint
@@ -30,7 +32,7 @@ from asr.training.data import AudioStore, Batch, TrainingBatches
 from asr.training.log import RunLog
 from asr.training.manifest import COLUMNS, read
 from asr.training.processes import Place
-from asr.training.trainer import Corpus, Learner, _batches, average_into, rate_at, train
+from asr.training.trainer import Corpus, Learner, _batches, average_into, divergence, rate_at, train
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
@@ -45,6 +47,7 @@ name = "tiny"
 [data]
 train = ["clips.tsv"]
 dev = ["{dev}"]
+known_speakers = true
 batch_seconds = 20.0
 
 [encoder]
@@ -213,7 +216,7 @@ def test_it_learns_a_few_clips_by_heart(tmp_path: Path, kind: str, chosen: list[
     schedule = {"peak_rate": 6e-3, "warmup_steps": 10, "decay_steps": 50, "average": 0.9, "dev_every": steps}
     config = replace(
         tiny(shape, steps=steps, **schedule),
-        data=DataConfig(train=[speech], dev=[speech], max_seconds=10.0, batch_seconds=10.0),
+        data=DataConfig(train=[speech], dev=[speech], known_speakers=True, max_seconds=10.0, batch_seconds=10.0),
     )
     state = train(config, DATA, tmp_path / "run", workers=0)
     assert losses(tmp_path / "run")[-1] < 0.1
@@ -321,6 +324,67 @@ def test_a_run_begun_with_pieces_passes_them_on(tmp_path: Path) -> None:
         ASRError, match=r"cannot cut the texts into 5000 pieces: Vocabulary size too high .* Change pie"
     ):
         train(replace(config, data=replace(config.data, pieces=5000)), DATA, tmp_path / "third")
+
+
+def test_a_run_can_go_on_from_letters_to_phones(tmp_path: Path) -> None:
+    first = train(tiny(steps=1), DATA, tmp_path / "first", workers=0)
+    words = sorted({word for clip in CLIPS for word in normalize(clip.text).split()})
+    lexicon = Lexicon([(word, list(PHONES.values())[i % 39] + "t") for i, word in enumerate(words)])
+    lexicon.save(tmp_path / "words.txt")
+    config = tiny(steps=2, letters=0.3, consistency=0.2)
+    config = replace(config, data=replace(config.data, unit="phones", lexicon=str(tmp_path / "words.txt")))
+    second = train(config, DATA, tmp_path / "second", init=tmp_path / "first", workers=0, steps=0)
+    assert second.tokenizer.unit == "phones"
+    assert second.tokenizer.lexicon
+    assert (second.config.encoder.vocabulary, second.config.encoder.auxiliary) == (41, 29)
+    same = {name for name, value in second.weights.items() if torch.equal(value, first.average.get(name, value[:0]))}
+    assert second.weights.keys() - same == {"output.weight", "output.bias"}
+    second = train(config, DATA, tmp_path / "second", workers=0)
+    third = train(tiny(steps=1), DATA, tmp_path / "third", init=tmp_path / "second", workers=0, steps=0)
+    assert third.tokenizer.unit == "phones"
+    assert third.config.encoder.auxiliary == 0
+    assert torch.equal(third.weights["output.weight"], second.average["output.weight"][:41])
+
+
+def test_two_equal_views_do_not_diverge_and_two_unlike_ones_do() -> None:
+    one, other = torch.randn(2, 3, 7, 5).log_softmax(-1)
+    lengths = torch.tensor([7, 4, 2] * 2)
+    assert float(divergence(torch.cat((one, one)), lengths)) == pytest.approx(0.0, abs=1e-5)
+    both = float(divergence(torch.cat((one, other)), lengths))
+    expected = 0.0
+    for row, length in enumerate([7, 4, 2]):
+        p, q = one[row, :length], other[row, :length]
+        expected += float((p.exp() * (p - q)).sum() + (q.exp() * (q - p)).sum())
+    assert both == pytest.approx(expected, rel=1e-4)
+    assert both == pytest.approx(float(divergence(torch.cat((other, one)), lengths)), rel=1e-5)
+
+
+def test_letters_and_a_second_view_add_to_what_is_made_small_but_not_to_the_loss_that_is_told() -> None:
+    learner, corpus = learner_for(tiny(letters=0.5, consistency=0.2))
+    batch = batch_of(corpus, [0, 2])
+    twice = batch._replace(
+        features=torch.cat((batch.features, batch.features)),
+        lengths=batch.lengths.repeat(2),
+        **{name: getattr(batch, name).repeat(2) for name in ("targets", "target_lengths", "letters", "letter_lengths")},
+    )
+    with torch.no_grad():
+        log_probs, lengths = learner._encoder(twice.features, twice.lengths)
+        nll, loss = learner._losses(log_probs, lengths, twice)
+        once, _ = learner._losses(log_probs[:2], lengths[:2], batch)
+        beside = ctc_loss(log_probs[..., 29:], lengths, twice.letters, twice.letter_lengths).sum()
+    assert float(nll) == pytest.approx(2 * float(once), rel=1e-4)
+    assert float(loss) == pytest.approx(float(nll + 0.5 * beside), rel=1e-4)
+
+
+def test_a_speaker_is_not_in_both_training_and_dev(tmp_path: Path) -> None:
+    config = tiny()
+    for dev, both in (("clips.tsv", True), (str(manifest(tmp_path / "dev.tsv", [0], speaker="unheard")), False)):
+        apart = replace(config, data=replace(config.data, dev=[dev]))
+        if both:
+            with pytest.raises(ASRError, match=r"the dev sources hold \d+ of the training sources' speakers"):
+                train(apart, DATA, tmp_path / "run", workers=0, steps=0)
+        else:
+            train(apart, DATA, tmp_path / "run", workers=0, steps=0)
 
 
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from asr.encoder import EncoderConfig
 from asr.errors import ASRError
 from asr.features import FeatureConfig
 
-UNITS = ("characters", "pieces", "phones")
+UNITS = ("auto", "characters", "pieces", "phones")
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,12 @@ class DataConfig:
 
     train: list[str] = field(default_factory=list)
     dev: list[str] = field(default_factory=list)
+    known_speakers: bool = False  # dev sources may hold speakers of the training sources, whom a model knows too well
     passes: dict[str, float] = field(default_factory=dict)  # of a corpus per epoch; 1 where not named, 0 leaves it out
     min_seconds: float = 0.5
     max_seconds: float = 17.0
     batch_seconds: float = 160.0  # of padded audio as recorded, per process
-    unit: str = "characters"  # or "pieces", "phones"
+    unit: str = "auto"  # "characters", "pieces" or "phones"; "auto": those that a run begins with, or characters
     lexicon: str = "en"  # where the unit is phones: a lexicon.txt, or a bundled model that has one
     pieces: int = 256  # size of the vocabulary where the unit is pieces
     pack: bool = True  # decode the audio once, to one file of 16-bit samples in the run's folder

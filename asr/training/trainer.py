@@ -311,16 +311,27 @@ def _corpus(config: TrainingConfig, data: Path, output: Path, given: Checkpoint 
         dev_utterances = usable(gather(config.data.dev, data), tokenizer, config)
         if not dev_utterances:
             raise ASRError("none of the dev utterances can be used; check min_seconds and max_seconds in [data]")
+        _keep_apart(utterances, dev_utterances, config)
         dev = PlainBatches(dev_utterances, AudioStore(dev_utterances, rate), tokenizer, config)
     return Corpus(tokenizer, utterances, store, dev, len(heard) - len(utterances))
 
 
+def _keep_apart(training: list[Utterance], dev: list[Utterance], config: TrainingConfig) -> None:
+    """ASRError where a speaker is in both, unless the configuration wants that."""
+    both = sorted({u.speaker for u in training} & {u.speaker for u in dev})
+    if both and not config.data.known_speakers:
+        raise ASRError(
+            f"the dev sources hold {len(both)} of the training sources' speakers, {both[0]} for one, and would measure "
+            "what is known by heart; take them out, or set data.known_speakers to true"
+        )
+
+
 def _put_tokenizer(config: TrainingConfig, heard: list[Utterance], given: Checkpoint | None, output: Path) -> None:
     """Puts the tokenizer of the given checkpoint, if it has the unit that is asked for, or a new one into `output`."""
-    if given and given.tokenizer.unit == config.data.unit:
+    if given and config.data.unit in ("auto", given.tokenizer.unit):
         checkpoint.save_tokenizer(given.tokenizer, output)
         return
-    if config.data.unit == "characters":
+    if config.data.unit in ("auto", "characters"):
         checkpoint.save_tokenizer(Tokenizer(), output)
         return
     if config.data.unit == "phones":
