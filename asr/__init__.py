@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from asr.recognizer import Recognizer, Stream, load
     from asr.segmenter import EndpointRules, Hypothesis
     from asr.transcript import Alternative, Segment, Transcript, Word
+    from asr.vad import GateRules
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "ASRError",
     "Alternative",
     "EndpointRules",
+    "GateRules",
     "Hotwords",
     "Hypothesis",
     "Recognizer",
@@ -45,6 +47,7 @@ _HOMES = {
     "asr.recognizer": ("Recognizer", "Stream", "load"),
     "asr.segmenter": ("EndpointRules", "Hypothesis"),
     "asr.transcript": ("Alternative", "Segment", "Transcript", "Word"),
+    "asr.vad": ("GateRules",),
 }
 
 

@@ -1,0 +1,74 @@
+"""Cost of the encoder by how many streams, or how many frames, one call takes: one core.
+
+    python benchmarks/batch.py MODEL [--json OUT]
+
+Says whether the pieces of a long recording should go through the encoder together. For the first bundled model they
+should not: of 0.015 of real time the int8 encoder takes 0.003, eight streams a call make that 0.002, and the search,
+which is most of the rest, takes one stream at a time. Longer calls gain no more and give other words than the stream,
+because dynamic int8 takes one range of numbers for a whole call.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asr.recognizer import find_model
+from asr.runtime import GRAPH_FILES, Model
+
+SHAPES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (1, 4), (1, 16), (8, 16))  # streams, chunks of a call
+AUDIO_SECONDS = 30.0  # of each measurement, which is repeated
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """Processor seconds per second of audio, all streams of the batch together."""
+
+    precision: str
+    streams: int
+    chunks: int
+    rtf: float
+
+
+def main() -> None:
+    """Prints a table and writes it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model directory or the name of a bundled model")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table as JSON")
+    args = parser.parse_args()
+    directory = find_model(args.model)
+    rows = []
+    print(f"{'precision':<11}{'streams':>8}{'chunks':>8}{'real-time factor':>18}")
+    for precision in (name for name, file in GRAPH_FILES.items() if (directory / file).is_file()):
+        model = Model.load(directory, precision=precision)
+        for streams, chunks in SHAPES:
+            rows.append(Row(precision, streams, chunks, measure(model, streams, chunks)))
+            print(f"{precision:<11}{streams:8}{chunks:8}{rows[-1].rtf:18.5f}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def measure(model: Model, streams: int, chunks: int) -> float:
+    """The best of a few repetitions, which is that with the least disturbance."""
+    features = model.config.features
+    frames = chunks * model.config.chunk_frames
+    seconds = streams * frames * features.hop / features.sample_rate
+    x = np.random.default_rng(1).normal(-8, 3, (streams, frames, features.n_mels)).astype(np.float32)
+    state = model.start(streams)
+    model.step(x, state)
+    times = []
+    for _ in range(REPEATS):
+        calls = max(2, round(AUDIO_SECONDS / seconds))
+        began = time.process_time()
+        for _ in range(calls):
+            model.step(x, state)
+        times.append((time.process_time() - began) / (calls * seconds))
+    return min(times)
+
+
+if __name__ == "__main__":
+    main()
