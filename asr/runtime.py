@@ -41,7 +41,9 @@ class ModelConfig:
     chunk_frames: int = 16  # feature frames of every call; the same always, because int8 quantises each call by itself
     subsampling: int = 4  # feature frames per emission frame
     lookahead: int = 0  # emission frames by which emissions come late
-    delay_seconds: float = 0.0  # by which the model emits a token after it is spoken; taken off word times
+    delay_seconds: float = 0.0  # by which tokens come late, where `times` are not measured
+    times: dict[str, float] = field(default_factory=dict)  # of asr.decoding.times.WordTimes
+    confidence: dict[str, Any] = field(default_factory=dict)  # by decoder, of asr.decoding.confidence.Calibration
     decoder: dict[str, Any] = field(default_factory=dict)  # weights of the beam search
 
     def __post_init__(self) -> None:

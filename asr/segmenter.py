@@ -12,6 +12,8 @@ from asr.ctc import BLANK_ID
 from asr.decoding import Decoder
 from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamSearch
+from asr.decoding.confidence import Calibration, Judge
+from asr.decoding.times import WordTimes
 from asr.errors import ASRError
 from asr.runtime import ModelConfig
 from asr.transcript import Alternative, Seconds, Segment, Word
@@ -91,8 +93,10 @@ class Segmenter:
         self.duration: Seconds = math.inf  # of the stream, known when it has ended
         self._decoder = decoder
         self._tokens = tokens
-        self._delay = config.delay_seconds
         self._emission_seconds = config.emission_seconds
+        self._times = WordTimes.from_config(config.times, config.delay_seconds, config.emission_seconds)
+        kind = "beam" if isinstance(decoder, BeamSearch) else "greedy"
+        self._judge = Judge(tokens, Calibration.from_config(config.confidence.get(kind)))
         self._silence, self._idle, self._longest, self._recent = (
             max(1, round(seconds / self._emission_seconds))
             for seconds in (rules.silence_seconds, rules.idle_seconds, rules.max_seconds, rules.cut_seconds)
@@ -107,12 +111,13 @@ class Segmenter:
         self._log_probs.append(log_probs)
         self._length += len(log_probs)
         self._state = self._decoder.step(log_probs, self._state)
+        self._judge.observe(self._decoder, self._state, self._length)
         path = self._path = self._decoder.best(self._state)[0]
         spoken = int(path.frames[-1]) + 1 if len(path.frames) else 0
         if self._length - spoken >= (self._silence if spoken else self._idle):
             return self.flush()
         if self._length >= self._longest:
-            return self._cut(self._words(path))
+            return self._cut(self._words(path, is_final=True))
         return []
 
     def partial(self) -> Hypothesis | None:
@@ -127,7 +132,7 @@ class Segmenter:
 
     def flush(self) -> list[Hypothesis]:
         """Ends the open segment: its words, if there are any."""
-        return self._close(self._words(self._path), self._length)
+        return self._close(self._words(self._path, is_final=True), self._length)
 
     def exchange(self, decoder: Decoder) -> None:
         """Goes on with a decoder that differs in its hot-words alone."""
@@ -162,24 +167,28 @@ class Segmenter:
 
     def _restart(self, log_probs: LogProbs) -> None:
         self._log_probs = [log_probs]  # of the open segment
+        self._judge.restart()
         self._length = len(log_probs)
         self._state = self._decoder.step(log_probs, self._decoder.start())
         self._path = self._decoder.best(self._state)[0]
 
-    def _words(self, path: TokenPath) -> list[_Spoken]:
-        """Tokens gathered into words, each with the geometric mean of its tokens' probabilities."""
-        words = []
-        for text, begin, end in self._decoder.words(path.tokens):
-            confidence = math.exp(path.log_probs[begin:end].mean())
-            first, last = int(path.frames[begin]), int(path.frames[end - 1])
-            words.append(_Spoken(text, first, last, min(confidence, 1.0), end))
-        return words
+    def _words(self, path: TokenPath, is_final: bool = False) -> list[_Spoken]:
+        """Tokens gathered into words, each with its confidence."""
+        spans = self._decoder.words(path.tokens)
+        if not spans:
+            return []
+        log_probs = np.concatenate(self._log_probs)
+        confidences = self._judge.confidences(self._decoder, self._state, log_probs, path, is_final)
+        return [
+            _Spoken(text, int(path.frames[begin]), int(path.frames[end - 1]), confidence, end)
+            for (text, begin, end), confidence in zip(spans, confidences, strict=True)
+        ]
 
     def _alternatives(self, at: int) -> tuple[Alternative, ...]:
         """The likeliest readings of the segment up to emission `at`, each text once."""
         found: dict[str, Alternative] = {}
         for path in self._decoder.best(self._state, self.nbest):
-            words = self._timed([word for word in self._words(path) if word.first < at])
+            words = self._timed([word for word in self._words(path, is_final=True) if word.first < at])
             text = " ".join(word.text for word in words)
             found.setdefault(text, Alternative(text, path.score, words))
         return tuple(found.values())
@@ -198,13 +207,10 @@ class Segmenter:
 
     def _timed(self, spoken: list[_Spoken]) -> tuple[Word, ...]:
         """Words with times in the stream: in order, not before those already final, not after the end."""
-        words = []
-        until = self._spoken_until
-        for word in spoken:
-            start = min(max(self._seconds(word.first), until), self.duration)
-            until = min(max(self._seconds(word.last + 1), start), self.duration)
-            words.append(Word(word.text, start, until, word.confidence))
-        return tuple(words)
-
-    def _seconds(self, emission: int) -> Seconds:
-        return self._origin + (self._begin + emission) * self._emission_seconds - self._delay
+        first, last = np.array([(word.first, word.last) for word in spoken], np.float64).reshape(-1, 2).T
+        spans = self._times.spans(first * self._emission_seconds, last * self._emission_seconds)
+        origin = self._origin + self._begin * self._emission_seconds
+        starts, ends = (np.clip(times + origin, self._spoken_until, self.duration).tolist() for times in spans)
+        return tuple(
+            Word(word.text, start, end, word.confidence) for word, start, end in zip(spoken, starts, ends, strict=True)
+        )

@@ -1,0 +1,259 @@
+"""How likely each word is right: evidence of emissions, search and language model on one calibrated scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.ctc import BLANK_ID
+from asr.decoding import Decoder, Path, Recent, Span
+from asr.errors import ASRError
+from asr.tokenizer import BOUNDARY
+
+# What speaks for a word; the more of it, the better.
+EVIDENCE = (
+    "posterior",  # log-odds of the word among the live hypotheses, a little after it was spoken
+    "language",  # nats that language model and hot-words add for it
+    "fit",  # mean log-probability of its alignment's frames, blanks included
+    "worst",  # log-probability of its least likely token
+    "clarity",  # of its least clear frame: the negative entropy of the emission
+    "haste",  # less the emissions that it takes per token
+    "length",  # log of its tokens
+)
+MARGIN = 4  # emissions beside a word that belong to it where no other token is nearer
+EVERY = 16  # emissions from one look at the live hypotheses to the next
+AGE = 8  # emissions after which a word is looked up among them: rivals have come up, and have not died out yet
+MOST_ODDS = 1e4  # to which a posterior counts
+CLIP = 3.0  # standard deviations from the mean up to which evidence counts
+
+Values = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map from evidence to the probability that a word is right, which never falls as evidence grows.
+
+    Log-odds are bias + sum of weight * (evidence - mean) / deviation, over the kinds of evidence in the order of the
+    fields. Logistic regression, as Platt (1999) calibrates scores; `asr tune` fits it.
+    """
+
+    bias: float
+    evidence: tuple[str, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    weight: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("evidence", "mean", "deviation", "weight"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        sizes = {len(self.evidence), len(self.mean), len(self.deviation), len(self.weight)}
+        if unknown := [name for name in self.evidence if name not in EVIDENCE]:
+            raise ASRError(f"the calibration of confidence has unknown evidence {unknown[0]!r}; update asr")
+        if len(sizes) != 1 or min(self.deviation, default=1.0) <= 0 or min(self.weight, default=0.0) < 0:
+            raise ASRError("the calibration of confidence does not hold together; tune the model again")
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any] | None) -> "Calibration | None":
+        """That of a model's config.json, None where it has none; ASRError where it cannot be used."""
+        try:
+            return cls(**values) if values else None
+        except TypeError as error:
+            raise ASRError(f"the calibration of confidence cannot be used: {error}; tune the model again") from None
+
+    def to_config(self) -> dict[str, Any]:
+        """For a model's config.json."""
+        return asdict(self)
+
+    def probabilities(self, evidence: Mapping[str, Values]) -> Values:
+        """Of being right, from evidence of each kind, shape = (words,); what is NaN counts as average."""
+        odds: Any = self.bias
+        for name, mean, deviation, weight in zip(self.evidence, self.mean, self.deviation, self.weight, strict=True):
+            standard = np.clip((evidence[name] - mean) / deviation, -CLIP, CLIP)
+            odds = odds + weight * np.nan_to_num(standard, nan=0.0)
+        return np.asarray(1 / (1 + np.exp(-odds)))
+
+
+class _Words(NamedTuple):
+    """Words in hypotheses, shape = (words,) each: what they say as a number, where, and in which hypothesis."""
+
+    key: NDArray[np.uint64]
+    first: Ids  # emission of the first token
+    last: Ids
+    row: Ids
+
+
+class _Look(NamedTuple):
+    """The live hypotheses' words that ended before emission `until`, as seen `AGE` emissions later."""
+
+    until: int
+    words: _Words
+    weights: Values
+
+
+class Judge:
+    """Gives the words of a segment their confidence; looks at the live hypotheses as they pass.
+
+    Without a calibration a confidence is the geometric mean of the probabilities of the word's tokens.
+    """
+
+    def __init__(self, tokens: Sequence[str], calibration: Calibration | None) -> None:
+        self._calibration = calibration
+        self._boundary = tokens.index(BOUNDARY) if BOUNDARY in tokens else -1
+        self._begins = np.array([token.startswith(BOUNDARY) for token in tokens])
+        self._watches = calibration is not None and "posterior" in calibration.evidence
+        self.restart()
+
+    def restart(self) -> None:
+        """A new segment begins."""
+        self._looks: list[_Look] = []
+        self._known: dict[tuple[int, int, int], float] = {}
+
+    def observe(self, decoder: Decoder, state: Any, emissions: int) -> None:
+        """Looks at the decoder's state after so many emissions of the segment, if it is time to."""
+        seen = self._looks[-1].until if self._looks else 0
+        if self._watches and emissions - seen >= EVERY + AGE:
+            self._looks.append(self._look(decoder, state, seen, emissions - AGE))
+
+    def confidences(
+        self, decoder: Decoder, state: Any, log_probs: NDArray[np.float32], path: Path, final: bool
+    ) -> list[float]:
+        """One for each of the path's words.
+
+        log_probs: all emissions of the segment, shape = (emissions, vocabulary). final: the words said last are looked
+        up as well; otherwise what is not known of them counts as average.
+        """
+        spans = decoder.words(path.tokens)
+        if not spans:
+            return []
+        if self._calibration is None:
+            return [min(1.0, float(np.exp(path.log_probs[begin:end].mean()))) for _, begin, end in spans]
+        evidence = self.evidence(decoder, state, log_probs, path, final)
+        found: list[float] = self._calibration.probabilities(evidence).tolist()
+        return found
+
+    def evidence(
+        self, decoder: Decoder, state: Any, log_probs: NDArray[np.float32], path: Path, final: bool
+    ) -> dict[str, Values]:
+        """Every kind of evidence for the path's words, shape = (words,) each; at least one word."""
+        spans = decoder.words(path.tokens)
+        known = acoustic_evidence(log_probs, path, spans, self._boundary)
+        if self._watches:
+            known["posterior"] = self._posteriors(decoder, state, len(log_probs), path, spans, final)
+        return known
+
+    def _posteriors(
+        self, decoder: Decoder, state: Any, emissions: int, path: Path, spans: Sequence[Span], final: bool
+    ) -> Values:
+        words = self._words(path.tokens[None], path.frames[None], 0)
+        at = np.searchsorted(words.first, path.frames[[span.begin for span in spans]])
+        looks = self._looks
+        if final:
+            seen = looks[-1].until if looks else 0
+            looks = [*looks, self._look(decoder, state, seen, emissions + 1)]
+        ends = np.array([look.until for look in looks], np.int64)
+        found = []
+        for word in zip(*(values[at].tolist() for values in words[:3]), strict=True):
+            look = int(np.searchsorted(ends, word[2], side="right"))
+            share = self._known.get(word, np.nan)
+            if np.isnan(share) and look < len(looks):
+                share = _share(looks[look], *word)
+                if look < len(self._looks):
+                    self._known[word] = share
+            found.append(share)
+        shares = np.array(found)
+        return np.clip(np.log((shares + 1 / MOST_ODDS) / (1 - shares + 1 / MOST_ODDS)), -20, 20)
+
+    def _look(self, decoder: Decoder, state: Any, begin: int, until: int) -> _Look:
+        """Words whose last token is at an emission from `begin` on and before `until`."""
+        since = begin - 2 * EVERY
+        recent: Recent = decoder.recent(state, since)
+        words = self._words(recent.tokens, recent.frames, since)
+        chosen = (words.last >= begin - MARGIN) & (words.first <= until + MARGIN)
+        kept = _Words(words.key[chosen], words.first[chosen], words.last[chosen], words.row[chosen])
+        return _Look(until, kept, recent.weights)
+
+    def _words(self, tokens: Ids, frames: Ids, since: int) -> _Words:
+        """The words in rows of tokens, which -1 stands for where there is none.
+
+        A word of which a token before emission `since` may be missing is left out.
+        """
+        order = np.argsort(tokens >= 0, axis=1, kind="stable")  # gaps first
+        tokens, frames = np.take_along_axis(tokens, order, axis=1), np.take_along_axis(frames, order, axis=1)
+        there = tokens >= 0
+        begins = self._begins[np.minimum(tokens, len(self._begins) - 1)]
+        lone = there & ((tokens == self._boundary) | (tokens >= len(self._begins)))
+        in_word = there & ~lone
+        starts = in_word & (begins | ~_before(in_word)) & (begins | _before(there) | (frames >= since))
+        number = np.cumsum(starts, axis=1)
+        width = tokens.shape[1] + 1
+        # A boundary that stands for one of several words which sound alike belongs to the word before it.
+        counted = (in_word | (lone & (tokens != self._boundary))) & (number > 0)
+        row, column = np.nonzero(counted)
+        group = row * width + number[row, column]
+        first_of = np.flatnonzero(np.diff(group, prepend=-1))
+        if len(first_of) == 0:
+            nothing = np.zeros(0, np.int64)
+            return _Words(nothing.astype(np.uint64), nothing, nothing, nothing)
+        place = np.arange(len(group)) - np.repeat(first_of, np.diff(np.append(first_of, len(group))))
+        key = np.add.reduceat(_mixed(tokens[row, column], place), first_of)
+        at = np.where(in_word[row, column], frames[row, column], -1)
+        return _Words(key, frames[row, column][first_of], np.maximum.reduceat(at, first_of), row[first_of])
+
+
+def acoustic_evidence(
+    log_probs: NDArray[np.float32], path: Path, spans: Sequence[Span], boundary: int
+) -> dict[str, Values]:
+    """All evidence but the posterior; log_probs: shape = (emissions, vocabulary); boundary: token of a word's end."""
+    emissions, vocabulary = log_probs.shape
+    frames, count = path.frames, len(path.tokens)
+    tokens = np.where(path.tokens < vocabulary, path.tokens, boundary)
+    begin, end = np.array([(span.begin, span.end) for span in spans]).T
+    before, after = np.maximum(begin - 1, 0), np.minimum(end, count - 1)
+    first, last = frames[begin], frames[end - 1]
+    low = np.where(begin > 0, frames[before], np.maximum(first - MARGIN, 0))
+    high = np.where(end < count, frames[after], np.minimum(last + MARGIN, emissions - 1))
+
+    # Between two tokens an alignment has blanks, or the token once more.
+    aligned = log_probs[:, BLANK_ID].astype(np.float64)
+    current = np.searchsorted(frames, np.arange(emissions), side="right") - 1
+    spoken = np.flatnonzero(current >= 0)
+    again = log_probs[spoken, tokens[current[spoken]]]
+    aligned[spoken] = np.logaddexp(aligned[spoken], again)
+    aligned[frames] = log_probs[frames, tokens]
+    total = np.concatenate([[0.0], np.cumsum(aligned)])
+    entropy = np.append(-(np.exp(log_probs) * log_probs).sum(axis=1), 0.0)
+    fused = path.fused
+    return {
+        "language": fused[after] - np.where(begin > 0, fused[before], 0.0),
+        "fit": (total[high + 1] - total[low]) / (high + 1 - low),
+        "worst": np.minimum.reduceat(np.append(path.log_probs, 0.0), np.stack([begin, end], 1).ravel())[::2],
+        "clarity": -np.maximum.reduceat(entropy, np.stack([low, high + 1], 1).ravel())[::2].astype(np.float64),
+        "haste": -(last + 1 - first) / (end - begin),
+        "length": np.log(end - begin),
+    }
+
+
+def _share(look: _Look, key: int, first: int, last: int) -> float:
+    """Share of the live hypotheses that have this word at this place or overlapping it."""
+    words = look.words
+    same = (words.key == np.uint64(key)) & (words.first <= last + 1) & (words.last >= first - 1)
+    return float(look.weights[np.unique(words.row[same])].sum())
+
+
+def _before(values: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Each row moved by one column, False first."""
+    moved = np.zeros_like(values)
+    moved[:, 1:] = values[:, :-1]
+    return moved
+
+
+def _mixed(tokens: Ids, place: Ids) -> NDArray[np.uint64]:
+    """A number for each token at its place in a word, by SplitMix64; a word's key is their sum."""
+    z = (tokens.astype(np.uint64) << np.uint64(16)) + place.astype(np.uint64) + np.uint64(1)
+    z = z * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
