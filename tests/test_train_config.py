@@ -98,7 +98,7 @@ def test_the_last_of_several_changes_counts(tmp_path: Path) -> None:
         ("[data]\ntrain = [1]", "data.train is [1]; it must be a list of texts"),
         ("[data.passes]\nfsdd = -1", "data.passes.fsdd is -1.0; it must be 0 or more"),
         ('[data.passes]\nfsdd = "few"', "data.passes is {'fsdd': 'few'}; it must be a table of numbers"),
-        ('[data]\nunit = "words"', "data.unit is 'words'; it must be characters or pieces"),
+        ('[data]\nunit = "words"', "data.unit is 'words'; it must be auto or characters or pieces or phones"),
         ("[data]\nbatch_seconds = 9", "data.batch_seconds is 9.0; it must be at least data.max_seconds (17)"),
         ("[data]\nmax_seconds = 0.1", "data.max_seconds is 0.1; it must be above data.min_seconds"),
         ("[augment]\nnoise = 2", "augment.noise is 2.0; it must be from 0 to 1"),
