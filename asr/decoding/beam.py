@@ -20,7 +20,7 @@ Ids = NDArray[np.int64]
 Scores = NDArray[np.float64]
 Keys = NDArray[np.uint64]
 
-SETTLE_EVERY = 64  # frames between two times at which what is old is settled and the trace compacted
+SETTLE_EVERY = 16  # frames between two times at which what is old is settled and the trace compacted
 NOTHING = -np.inf
 
 
@@ -32,7 +32,7 @@ class BeamConfig:
     beam_threshold: float = 12.0  # nats behind the best hypothesis at which another one is dropped
     tokens: int = 12  # tokens tried in a frame, at most, besides the blank
     token_threshold: float = 7.0  # nats behind the best token of a frame at which another one is not tried
-    horizon: int = 128  # frames after which a token is settled as the best hypothesis has it, others are dropped
+    horizon: int = 32  # frames after which a token is settled as the best hypothesis has it, others are dropped
     lm_weight: float = 0.5  # factor on the language model's log-probabilities
     word_bonus: float = 0.5  # nats for every word, against the model's liking for few words
     oov_penalty: float = 5.0  # nats against every word outside the vocabulary
