@@ -20,6 +20,8 @@ from asr.transcript import Alternative, Seconds, Segment, Word
 
 LogProbs = NDArray[np.float32]
 
+GROWING_SECONDS = 0.12  # since its last token, in which a word is likely to get another one: it would only flicker
+
 
 @dataclass(frozen=True)
 class EndpointRules:
@@ -101,6 +103,7 @@ class Segmenter:
             max(1, round(seconds / self._emission_seconds))
             for seconds in (rules.silence_seconds, rules.idle_seconds, rules.max_seconds, rules.cut_seconds)
         )  # emissions
+        self._growing = round(GROWING_SECONDS / self._emission_seconds)
         self._origin: Seconds = 0.0  # in the stream, of the first emission
         self._begin = 0  # emission at which the segment begins, from the origin on
         self._spoken_until: Seconds = 0.0  # end of the last final word
@@ -121,8 +124,11 @@ class Segmenter:
         return []
 
     def partial(self) -> Hypothesis | None:
-        """The words of the open segment so far."""
+        """The words of the open segment so far; one that is being spelled waits until nothing is added to it."""
         words = self._words(self._path)
+        grows = bool(words) and words[-1].end == len(self._path.tokens)
+        if grows and self._length - 1 - int(self._path.frames[-1]) < self._growing:
+            words.pop()
         return self._hypothesis(words, committed=self._committed(words))
 
     def move(self, origin: Seconds) -> None:
