@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 import soundfile
@@ -30,6 +31,7 @@ from asr.segmenter import EndpointRules, Hypothesis
 from asr.tokenizer import Tokenizer
 from asr.training.export import export_model
 from asr.transcript import Segment, Transcript
+from asr.vad import GateRules
 
 DATA = Path(__file__).parent / "data"
 CLIPS = sorted(DATA.glob("*-*.*"))
@@ -75,6 +77,60 @@ def test_any_cutting_gives_the_same_words_times_and_confidence(
     whole = streamed(recognizer, samples, [], rate)
     assert whole
     assert streamed(recognizer, samples, data.draw(cuts_of(len(samples))), rate) == whole
+
+
+@settings(max_examples=15)
+@given(data=st.data(), rate=st.sampled_from([8_000, RATE, 44_100]))
+def test_any_cutting_passes_the_gate_with_the_same_words_times_and_confidence(
+    recognizer: Recognizer, data: st.DataObject, rate: int
+) -> None:
+    gated = Recognizer(recognizer.model, recognizer.decoder, BUSY, GateRules(hangover_seconds=0.5))
+    pause = np.zeros(rate * 2, np.float32)
+    samples = np.concatenate([pause, speech(CLIPS[0].name, rate)[: 2 * rate], pause, speech(rate=rate)[:rate], pause])
+    whole = streamed(gated, samples, [], rate)
+    assert whole
+    assert all(1.2 <= word.start <= word.end <= 8.3 for final in whole for word in final.words)
+    assert streamed(gated, samples, data.draw(cuts_of(len(samples))), rate) == whole
+
+
+def test_nobody_wakes_the_encoder_in_silence(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    gated = Recognizer(recognizer.model, recognizer.decoder, BUSY, GateRules())
+    silence = np.random.default_rng(1).normal(0, 1e-3, 20 * RATE).astype(np.float32)
+    stream = gated.stream()
+    stream.accept(np.concatenate([speech(), silence]))
+    monkeypatch.setattr(Model, "step", None)
+    assert stream.accept(silence) == []
+    assert stream.finish() == []
+
+
+def test_a_gate_leaves_speech_without_pauses_as_it_is(recognizer: Recognizer) -> None:
+    gated = Recognizer(recognizer.model, recognizer.decoder, recognizer.rules, GateRules())
+    whole = recognizer.transcribe(speech())
+    assert gated.transcribe(speech()).words == whole.words
+    assert gated.transcribe(speech()).duration == whole.duration
+
+
+@pytest.mark.parametrize("gate", [None, GateRules()], ids=["no gate", "gate"])
+def test_no_word_is_lost_or_doubled_at_any_pause(gate: GateRules | None) -> None:
+    recognizer = load(gate=gate)
+    clips = [speech("19-198-0008.flac"), speech("27-124992-0002.flac")]
+    alone = " ".join(load().transcribe(clip).text for clip in clips)
+    for milliseconds in range(0, 3_001, 250):
+        pause = np.random.default_rng(1).normal(0, 3e-4, milliseconds * RATE // 1000).astype(np.float32)
+        transcript = recognizer.transcribe(np.concatenate([clips[0], pause, clips[1]]))
+        aligned = jiwer.process_words(alone, transcript.text)
+        assert (aligned.deletions, aligned.insertions) == (0, 0), f"{milliseconds} ms: {transcript.text}"
+        assert aligned.substitutions <= 4
+
+
+def test_no_word_is_lost_or_doubled_where_a_long_segment_is_cut() -> None:
+    clip = speech("27-124992-0008.flac")
+    whole = load().transcribe(clip)
+    cut = load(rules=EndpointRules(max_seconds=3.0, cut_seconds=2.0)).transcribe(clip)
+    assert len(cut.segments) > len(whole.segments)
+    aligned = jiwer.process_words(whole.text, cut.text)
+    assert (aligned.deletions, aligned.insertions) == (0, 0)
+    assert aligned.substitutions <= 2
 
 
 @pytest.mark.parametrize("path", CLIPS[:4], ids=lambda path: path.name)
@@ -206,8 +262,11 @@ def test_progress_runs_to_the_end(recognizer: Recognizer) -> None:
     assert done[-1] == transcript.duration == len(samples) / RATE
 
 
-def test_a_stream_takes_no_more_memory_after_minutes_than_after_seconds(tiny_model: Path) -> None:
-    stream = load(tiny_model, rules=BUSY).stream(8_000)
+@pytest.mark.parametrize("gate", [None, GateRules()], ids=["no gate", "gate"])
+def test_a_stream_takes_no_more_memory_after_minutes_than_after_seconds(
+    tiny_model: Path, gate: GateRules | None
+) -> None:
+    stream = load(tiny_model, rules=BUSY, gate=gate).stream(8_000)
     pieces = np.array_split(np.concatenate([speech(clip.name, 8_000) for clip in CLIPS]), 20)
     sizes = []
     tracemalloc.start()

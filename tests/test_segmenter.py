@@ -201,11 +201,21 @@ def test_committed_words_stay_until_they_are_final(script: str, decoder: Any, se
 
 def test_words_are_committed_when_the_next_one_has_begun() -> None:
     heard_by = segmenter()
-    for script, committed in (("ab", 0), ("..", 0), ("_", 1), ("a", 1), ("_b", 2)):
+    for script, text, committed in (("ab...", "ab", 0), ("_", "ab", 1), ("a", "ab", 1), ("_b", "ab a", 2)):
         heard_by.step(emissions(script))
         partial = heard_by.partial()
         assert partial
-        assert partial.committed == committed
+        assert (partial.text, partial.committed) == (text, committed)
+
+
+def test_a_word_that_is_being_spelled_is_not_shown_yet() -> None:
+    heard_by = segmenter()
+    shown = []
+    for letter in "a.b...." + "_" + "ab":
+        heard_by.step(emissions(letter))
+        partial = heard_by.partial()
+        shown.append(partial.text if partial else "")
+    assert shown == ["", "", "", "", "", "ab", "ab", "ab", "ab", "ab"]
 
 
 @given(scripts, scripts, st.floats(0, 1000))
