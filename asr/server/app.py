@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from aiohttp import hdrs, web
@@ -148,8 +149,8 @@ def make_app(service: Service, access: Access) -> web.Application:
         )
 
     app.router.add_get("/", root)
-    app.router.add_get("/v1/stream", lambda request: live.handle(request, service))
-    app.router.add_post("/v1/audio/transcriptions", lambda request: transcriptions.handle(request, service))
+    app.router.add_get("/v1/stream", partial(live.handle, service=service))
+    app.router.add_post("/v1/audio/transcriptions", partial(transcriptions.handle, service=service))
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/docs", docs)
