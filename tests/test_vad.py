@@ -170,7 +170,7 @@ def test_impossible_rules_are_named(wrong: dict[str, Any]) -> None:
 
 def test_a_missing_or_damaged_detector_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asr.vad.PACKAGE", tmp_path)
-    load = Detector.load.__wrapped__  # type: ignore[attr-defined]
+    load = Detector.load.__wrapped__
     with pytest.raises(ASRError, match="missing"):
         load(Detector)
     graph = tmp_path / "pretrained" / "silero-vad" / "silero_vad_16k_sequence.onnx"
