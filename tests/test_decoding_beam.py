@@ -136,7 +136,7 @@ def test_n_best_are_distinct_texts_with_or_without_a_last_boundary(
 @given(st.integers(0, 10**6), st.integers(1, 12), st.lists(st.integers(0, 90), max_size=5), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_any_cutting_gives_the_same_bits(seed: int, blocks: int, cuts: list[int], with_lm: bool) -> None:
-    log_probs = emissions(seed, blocks * SETTLE_EVERY // 2, len(CHARACTERS), blanks=0.4)
+    log_probs = emissions(seed, blocks * 2 * SETTLE_EVERY, len(CHARACTERS), blanks=0.4)
     config = BeamConfig(beam=8, horizon=40)
     search = BeamSearch.with_language_model(LM, CHARACTERS, config) if with_lm else BeamSearch(config)
     whole = search.best(decode(search, log_probs, []), 8)
