@@ -87,9 +87,15 @@ class Segmenter:
     _state: Any  # the decoder's
 
     def __init__(
-        self, config: ModelConfig, tokens: list[str], decoder: Decoder, rules: EndpointRules, nbest: int = 1
+        self,
+        config: ModelConfig,
+        tokens: list[str],
+        decoder: Decoder,
+        rules: EndpointRules,
+        nbest: int = 1,
+        judge: Judge | None = None,
     ) -> None:
-        """nbest: readings that a final hypothesis lists, none where it is 1."""
+        """nbest: readings that a final hypothesis lists, none where it is 1; judge: default as the model's config."""
         self.rules = rules
         self.nbest = nbest
         self.duration: Seconds = math.inf  # of the stream, known when it has ended
@@ -98,7 +104,7 @@ class Segmenter:
         self._emission_seconds = config.emission_seconds
         self._times = WordTimes.from_config(config.times, config.delay_seconds, config.emission_seconds)
         kind = "beam" if isinstance(decoder, BeamSearch) else "greedy"
-        self._judge = Judge(tokens, Calibration.from_config(config.confidence.get(kind)))
+        self._judge = judge or Judge(tokens, Calibration.from_config(config.confidence.get(kind)))
         self._silence, self._idle, self._longest, self._recent = (
             max(1, round(seconds / self._emission_seconds))
             for seconds in (rules.silence_seconds, rules.idle_seconds, rules.max_seconds, rules.cut_seconds)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from asr import __version__
 from asr.errors import ASRError
 
-VERBS = ("transcribe", "live", "serve", "devices", "train", "evaluate", "export", "lm", "tune")
+VERBS = ("transcribe", "live", "serve", "devices", "train", "evaluate", "export", "lm", "tune", "calibrate")
 DESCRIPTION = "Speech recognition on your own machine: sound in, words out."
 TRACEBACK = "ASR_TRACEBACK"  # environment variable: where it is set, errors show where they come from
 
@@ -23,6 +23,8 @@ TRAIN_PACKAGES = (
     "jiwer",
     "librosa",
     "onnx",
+    "pocketsphinx",
+    "scipy",
     "sentencepiece",
     "tensorboard",
     "torch",
