@@ -73,7 +73,7 @@ def test_openai_words_and_segments(client: openai.OpenAI, recognizer: asr.Recogn
 def test_openai_subtitles_and_text(client: openai.OpenAI, recognizer: asr.Recognizer) -> None:
     wanted = recognizer.transcribe(CLIP)
     answers = {
-        name: client.audio.transcriptions.create(model="en", file=CLIP, response_format=name)  # type: ignore[call-overload]
+        name: client.audio.transcriptions.create(model="en", file=CLIP, response_format=name)
         for name in ("text", "srt", "vtt")
     }
     assert answers["text"] == wanted.text + "\n"
@@ -166,7 +166,7 @@ async def command(server: Server, path: Path, names: list[str] | None = None) ->
             audio = spoken[begin : begin + 1024].tobytes()
             await client.write_event(AudioChunk(rate, 2, 1, audio, timestamp=begin * 1000 // rate).event())
         await client.write_event(AudioStop().event())
-        events = []
+        events: list[Event] = []
         while not events or not (TranscriptStop.is_type(events[-1].type) or Error.is_type(events[-1].type)):
             event = await client.read_event()
             assert event
@@ -201,7 +201,7 @@ def test_wyoming_transcribes(path: Path, server: Server, recognizer: asr.Recogni
 # Vosk
 
 
-class FromFile(Transcriber):  # type: ignore[misc]
+class FromFile(Transcriber):
     """The server client of the vosk package without its own model, which it would download and not use."""
 
     def __init__(self, server: str) -> None:
