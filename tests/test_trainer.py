@@ -492,7 +492,7 @@ def test_each_process_has_batches_of_its_own_and_as_many_as_any_other() -> None:
         ({"path": "bad.flac"}, ["--set", "data.pack=false", "--workers", "0"], "bad.flac"),
         ({"path": "gone.flac"}, [], "gone.flac: No such file or directory; correct the manifest"),
         ({"seconds": "9.5"}, [], "lasts 4.11 s and its manifest says 9.50"),
-        ({}, ["--init", "nowhere"], "there is no checkpoint nowhere; name a .pt file or the folder of a training run"),
+        ({}, ["--init", "nowhere"], "there is nothing to begin with at nowhere; name a .pt file, a run's folder or a"),
         ({}, ["--init", "bad.flac"], "bad.flac is not a checkpoint of this program"),
         ({}, ["--output", "bad.flac"], "cannot make the folder bad.flac: File exists; choose another --output"),
         ({}, ["--output", "bad.flac/run"], "cannot make the folder bad.flac/run: Not a directory"),

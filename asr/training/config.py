@@ -153,8 +153,13 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
-def read_config(path: str | Path, changes: list[str] | None = None) -> TrainingConfig:
-    """Reads a recipe's TOML file; each change is `section.name=value` with a TOML value and overrides the file."""
+def read_config(
+    path: str | Path, changes: list[str] | None = None, like: TrainingConfig | None = None
+) -> TrainingConfig:
+    """Reads a recipe's TOML file; each change is `section.name=value` with a TOML value and overrides the file.
+
+    What both leave open about features and encoder is as in `like`.
+    """
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -166,6 +171,10 @@ def read_config(path: str | Path, changes: list[str] | None = None) -> TrainingC
         raise ASRError(f"{path} is not TOML: {error}") from None
     for change in changes or []:
         _apply(change, values)
+    if like:
+        for name, given in (("features", like.features), ("encoder", like.encoder)):
+            section = values.setdefault(name, {})
+            values[name] = asdict(given) | section if isinstance(section, dict) else section
     return TrainingConfig.from_dict(values)
 
 

@@ -36,6 +36,7 @@ from asr.training.data import LETTERS, AudioStore, Batch, PlainBatches, Training
 from asr.training.log import RunLog
 from asr.training.manifest import Utterance, read
 from asr.training.processes import Interruption, Place, joined
+from asr.training.restore import starting_point
 
 PACKED_FILE = "audio.i16"
 
@@ -152,8 +153,9 @@ def train(
     """Trains until the configured number of steps, or `steps` more, and returns the last checkpoint.
 
     `output` receives last.pt, best.pt, losses.tsv and TensorBoard files; a run that it holds goes on from last.pt.
-    `init` is a checkpoint, or a run's folder, whose averaged weights and tokenizer the run begins with. The processes
-    of a run share `output`. Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint.
+    `init` is a checkpoint, a run's folder or a model directory, whose averaged weights and tokenizer the run begins
+    with. The processes of a run share `output`. Ctrl-C and SIGTERM end the run after the step at hand, with a
+    checkpoint.
 
     Raises:
         ASRError: data, configuration or checkpoint cannot be used; the message says why.
@@ -273,7 +275,7 @@ def _beginning(
         return past, None
     if init is None:
         return None, None
-    initial = checkpoint.load(init)
+    initial = starting_point(init)
     if changed := _changes(initial, config, but=("name", "data.", "augment.", "optimizer.", "encoder.dropout")):
         raise ASRError(f"{init} holds weights with {changed}; change the configuration, or begin without --init")
     return None, initial
