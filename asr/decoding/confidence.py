@@ -37,7 +37,7 @@ class Calibration:
     """A map from evidence to the probability that a word is right, which never falls as evidence grows.
 
     Log-odds are bias + sum of weight * (evidence - mean) / deviation, over the kinds of evidence in the order of the
-    fields. Logistic regression, as Platt (1999) calibrates scores; `asr tune` fits it.
+    fields. Logistic regression, as Platt (1999) calibrates scores; `asr calibrate` fits it.
     """
 
     bias: float
@@ -53,7 +53,7 @@ class Calibration:
         if unknown := [name for name in self.evidence if name not in EVIDENCE]:
             raise ASRError(f"the calibration of confidence has unknown evidence {unknown[0]!r}; update asr")
         if len(sizes) != 1 or min(self.deviation, default=1.0) <= 0 or min(self.weight, default=0.0) < 0:
-            raise ASRError("the calibration of confidence does not hold together; tune the model again")
+            raise ASRError("the calibration of confidence does not hold together; calibrate the model again")
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any] | None) -> "Calibration | None":
@@ -61,7 +61,7 @@ class Calibration:
         try:
             return cls(**values) if values else None
         except TypeError as error:
-            raise ASRError(f"the calibration of confidence cannot be used: {error}; tune the model again") from None
+            raise ASRError(f"the calibration of confidence cannot be used: {error}; calibrate the model again") from None
 
     def to_config(self) -> dict[str, Any]:
         """For a model's config.json."""

@@ -16,7 +16,7 @@ Times = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WordTimes:
-    """By how many seconds a model's tokens come late; `asr tune` measures it.
+    """By how many seconds a model's tokens come late; `asr calibrate` measures it.
 
     A word begins `start` before its first token, or `onset` before it where a pause or nothing precedes. It ends where
     the next word begins, or `end` before its last token where a pause or nothing follows. From one word's last token to
@@ -39,7 +39,7 @@ class WordTimes:
         try:
             return cls(**{name: float(value) for name, value in values.items()})
         except (TypeError, ValueError) as error:
-            raise ASRError(f"the model's word times cannot be used: {error}; tune the model again") from None
+            raise ASRError(f"the model's word times cannot be used: {error}; calibrate the model again") from None
 
     def to_config(self) -> dict[str, float]:
         """For a model's config.json."""

@@ -10,7 +10,6 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import jiwer
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
@@ -28,6 +27,7 @@ from asr.features import Samples
 from asr.recognizer import Recognizer
 from asr.segmenter import EndpointRules, Hypothesis, Segmenter
 from asr.text import normalize
+from asr.training.evaluate import calibration_error, partners, roc_area
 from asr.training.manifest import Utterance
 from asr.transcript import Word
 
@@ -35,7 +35,6 @@ AS_EMITTED = WordTimes(0.0, 0.0, 0.0, 0.0)  # words begin with their first token
 PAUSES = np.arange(0.16, 0.6, 0.04)  # seconds between two words, of which fitting chooses one
 FURTHEST = 0.5  # seconds to which an error of the alignment itself may count in fitting
 FOLDS = 5
-BINS = 10  # of the expected calibration error, of equal width
 RIDGE = 1e-3  # of the logistic regression, per word
 ALIGNER_RATE = 16_000
 PCM_SCALE = 32_767
@@ -144,7 +143,7 @@ def hear(
         evidence.append(witness.seen[: len(final.words)])  # a segment may be cut before words that it has heard
         segments += [number] * len(final.words)
     reference = normalize(utterance.text)
-    partner = _partners(reference, [word.text for word in words])
+    partner = partners(reference, [word.text for word in words])
     spoken = spoken_times(samples, reference)
     start, end = np.full((2, len(words)), np.nan)
     if spoken is not None and len(words):
@@ -161,16 +160,6 @@ def hear(
         start,
         end,
     )
-
-
-def _partners(reference: str, words: list[str]) -> NDArray[np.int64]:
-    """For each word heard the number of the reference's word that it is, or -1 where it is wrong."""
-    partner = np.full(len(words), -1)
-    if words:
-        for chunk in jiwer.process_words(reference, " ".join(words)).alignments[0]:
-            if chunk.type == "equal":
-                partner[chunk.hyp_start_idx : chunk.hyp_end_idx] = np.arange(chunk.ref_start_idx, chunk.ref_end_idx)
-    return partner
 
 
 @cache
@@ -356,24 +345,6 @@ def quality(heard: Sequence[Heard]) -> dict[str, Quality]:
             roc_area(probability, right),
         )
     return found
-
-
-def calibration_error(probability: Values, right: NDArray[np.bool_]) -> float:
-    """Expected calibration error in BINS bins of equal width (Guo et al., 2017): a share; shapes = (words,)."""
-    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
-    gaps = np.bincount(bins, probability - right, BINS)
-    return float(np.abs(gaps).sum() / len(right))
-
-
-def roc_area(score: Values, right: NDArray[np.bool_]) -> float:
-    """Probability that a word that is right scores above one that is wrong, ties half; NaN without both kinds."""
-    _, group, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = np.cumsum(counts) - (counts - 1) / 2
-    positives = int(right.sum())
-    negatives = len(right) - positives
-    if not positives or not negatives:
-        return float("nan")
-    return float((rank[group][right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def decoders(recognizer: Recognizer) -> dict[str, Decoder]:

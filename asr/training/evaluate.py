@@ -25,6 +25,7 @@ from asr.training.manifest import Utterance
 
 RESAMPLES = 1000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles
+BINS = 10  # of the expected calibration error, of equal width
 REPORT_WIDTH = 120  # characters
 
 
@@ -38,6 +39,7 @@ class Recognised:
     audio_seconds: float
     reading_seconds: float  # to decode and resample the recording
     recognition_seconds: float  # from samples to words
+    confidences: tuple[float, ...] = ()  # of the hypothesis's words, where they are known
 
     def to_dict(self) -> dict[str, Any]:
         """Path, corpus, speaker, texts and seconds, as plain values."""
@@ -65,6 +67,15 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Confidence:
+    """How far confidence tells which of so many words are right; shares."""
+
+    words: int
+    calibration_error: float
+    roc_area: float | None  # None where all words are right, or all wrong
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scores, the commonest errors with their counts, and real-time factors (seconds of work per second of audio)."""
 
@@ -75,6 +86,7 @@ class Evaluation:
     insertions: list[tuple[str, int]]
     reading_rtf: float
     recognition_rtf: float
+    confidence: Confidence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values."""
@@ -96,6 +108,7 @@ def recognise(recognizer: Recognizer, utterance: Utterance) -> Recognised:
         len(samples) / rate,
         read - began,
         heard - read,
+        tuple(word.confidence for word in transcript.words),
     )
 
 
@@ -151,7 +164,46 @@ def evaluate(results: Sequence[Recognised], commonest: int = 10) -> Evaluation:
         insertions.most_common(commonest),
         sum(r.reading_seconds for r in results) / seconds,
         sum(r.recognition_seconds for r in results) / seconds,
+        _confidence(results),
     )
+
+
+def _confidence(results: Sequence[Recognised]) -> Confidence | None:
+    known = [r for r in results if r.confidences and len(r.confidences) == len(r.hypothesis.split())]
+    if not known:
+        return None
+    probability = np.concatenate([r.confidences for r in known])
+    right = np.concatenate([partners(r.reference, r.hypothesis.split()) for r in known]) >= 0
+    area = roc_area(probability, right)
+    return Confidence(len(right), calibration_error(probability, right), None if np.isnan(area) else area)
+
+
+def partners(reference: str, words: list[str]) -> np.ndarray:
+    """For each word heard the number of the reference's word that it is, or -1 where it is wrong."""
+    partner = np.full(len(words), -1)
+    if words and reference:
+        for chunk in jiwer.process_words(reference, " ".join(words)).alignments[0]:
+            if chunk.type == "equal":
+                partner[chunk.hyp_start_idx : chunk.hyp_end_idx] = np.arange(chunk.ref_start_idx, chunk.ref_end_idx)
+    return partner
+
+
+def calibration_error(probability: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error in BINS bins of equal width (Guo et al., 2017): a share; shapes = (words,)."""
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    gaps = np.bincount(bins, probability - right, BINS)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def roc_area(score: np.ndarray, right: np.ndarray) -> float:
+    """Probability that a word that is right scores above one that is wrong, ties half; NaN without both kinds."""
+    _, group, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2
+    positives = int(right.sum())
+    negatives = len(right) - positives
+    if not positives or not negatives:
+        return float("nan")
+    return float((rank[group][right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def score(results: Sequence[Recognised]) -> Score:
@@ -210,6 +262,9 @@ def summary(evaluation: Evaluation) -> str:
     }
     lines += ["", *(f"{kind}: {_counted(errors)}" for kind, errors in kinds.items())]
     recognition, reading = evaluation.recognition_rtf, evaluation.reading_rtf
+    if c := evaluation.confidence:
+        area = "-" if c.roc_area is None else f"{c.roc_area:.3f}"
+        lines += ["", f"confidence: {_percent(c.calibration_error)} % calibration error, {area} ROC area"]
     lines += ["", f"real-time factor: {recognition:.4f} recognition, {reading:.4f} reading the audio"]
     return "\n".join(lines)
 
