@@ -94,6 +94,18 @@ class Recognizer:
         prepared = hotwords if isinstance(hotwords, Hotwords) else self.hotwords(hotwords or "")
         return self.decoder.with_hotwords(prepared) if isinstance(self.decoder, BeamSearch) else self.decoder
 
+    def emissions(self, samples: Samples) -> list[LogProbs]:
+        """The log-probabilities under a whole recording, chunk by chunk, each of shape = (emissions, vocabulary).
+
+        samples: at the model's rate.
+        """
+        front = _FrontEnd(self.model)
+        found: list[LogProbs] = []
+        for part, last in ((samples, False), (front.tail(self.rules.tail_seconds), True)):
+            for features in front.step(part, last):
+                found += front.emissions(*self.model.step(features, front.state))
+        return found
+
     def transcribe(
         self,
         audio: str | os.PathLike[str] | ArrayLike,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from asr import __version__
 from asr.errors import ASRError
 
-VERBS = ("transcribe", "live", "serve", "devices", "train", "evaluate", "export", "lm", "tune", "calibrate")
+VERBS = ("transcribe", "live", "serve", "devices", "train", "evaluate", "export", "lm", "tune", "calibrate", "explain")
 DESCRIPTION = "Speech recognition on your own machine: sound in, words out."
 TRACEBACK = "ASR_TRACEBACK"  # environment variable: where it is set, errors show where they come from
 
@@ -22,6 +22,7 @@ TRAIN_PACKAGES = (
     "inflect",
     "jiwer",
     "librosa",
+    "matplotlib",
     "onnx",
     "pocketsphinx",
     "scipy",

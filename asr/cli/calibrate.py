@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         for done, utterance in enumerate(utterances):
             bar.update(done, utterance.path.name)
             samples = calibrate.read_samples(utterance)
-            chunks = calibrate.emissions(recognizer, samples)
+            chunks = recognizer.emissions(samples)
             for name, decoder in calibrate.decoders(recognizer).items():
                 heard[name].append(calibrate.hear(recognizer, decoder, utterance, samples, chunks))
     times = calibrate.fit_times(next(iter(heard.values())))

@@ -1,6 +1,7 @@
 """Word times and confidence, measured on recordings with known words: what `asr calibrate` puts into a model's config.
 
-heard = [hear(recognizer, utterance) for utterance in read("dev.tsv")]
+samples = read_samples(utterance)
+heard = [hear(recognizer, recognizer.decoder, utterance, samples, recognizer.emissions(samples)), ...]
 times, confidence = fit_times(heard), fit_confidence(heard)
 """
 
@@ -25,7 +26,7 @@ from asr.decoding.words import reader
 from asr.errors import ASRError
 from asr.features import Samples
 from asr.recognizer import Recognizer
-from asr.segmenter import EndpointRules, Hypothesis, Segmenter
+from asr.segmenter import Hypothesis, Segmenter
 from asr.text import normalize
 from asr.training.evaluate import calibration_error, partners, roc_area
 from asr.training.manifest import Utterance
@@ -94,33 +95,6 @@ class _Witness(Judge):
         evidence = self.evidence(decoder, state, log_probs, path, final)
         self.seen = np.stack([evidence[name] for name in EVIDENCE], axis=1)
         return [1.0] * len(self.seen)
-
-
-class _Tape:
-    """Stands in for a decoder and keeps the emissions it is given."""
-
-    def __init__(self, greedy: Greedy) -> None:
-        self.log_probs: list[NDArray[np.float32]] = []
-        self._greedy = greedy
-        self.start, self.best, self.stable, self.words, self.recent = (
-            greedy.start,
-            greedy.best,
-            greedy.stable,
-            greedy.words,
-            greedy.recent,
-        )
-
-    def step(self, log_probs: NDArray[np.float32], state: Any) -> Any:
-        self.log_probs.append(log_probs)
-        return state
-
-
-def emissions(recognizer: Recognizer, samples: Samples) -> list[NDArray[np.float32]]:
-    """Those of a whole recording, chunk by chunk, as a stream makes them."""
-    tape = _Tape(Greedy(reader(recognizer.model.tokenizer)))
-    never = EndpointRules(silence_seconds=1e5, max_seconds=2e5, idle_seconds=1e5)
-    Recognizer(recognizer.model, tape, never).transcribe(samples)
-    return [log_probs for log_probs in tape.log_probs if len(log_probs)]
 
 
 def hear(

@@ -19,7 +19,8 @@ from asr.encoder import SUBSAMPLING, Encoder, EncoderState
 from asr.errors import ASRError
 from asr.features import FeatureConfig
 from asr.lexicon import GRAPHONES_FILE, LEXICON_FILE
-from asr.runtime import CONFIG_FILE, FEATURES, GRAPH_FILES, LOG_PROBS, NEXT, ModelConfig
+from asr.recognizer import find_model
+from asr.runtime import CONFIG_FILE, FEATURES, GRAPH_FILES, LANGUAGE_MODEL_FILE, LOG_PROBS, NEXT, ModelConfig
 from asr.tokenizer import PIECES_FILE, TOKENS_FILE, Tokenizer
 from asr.training.rows import separate
 
@@ -61,6 +62,22 @@ def export_model(
         tokenizer.save(new)
         write_graph(encoder, new / GRAPH_FILES["fp32"])
         quantise(new / GRAPH_FILES["fp32"], new / GRAPH_FILES["int8"])
+
+
+def decoder_settings(like: str | Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The fields of ModelConfig that concern decoding, as a model has them; ASRError where it has other tokens."""
+    directory = find_model(like)
+    if Tokenizer.load(directory).tokens != tokenizer.tokens:
+        raise ASRError(f"{directory} has other tokens than the checkpoint; take over the settings of another model")
+    config = ModelConfig.load(directory)
+    return {name: getattr(config, name) for name in ("chunk_frames", "delay_seconds", "decoder")}
+
+
+def copy_language_model(like: str | Path, directory: str | Path) -> None:
+    """Puts the language model of a model, where it has one, into a model directory."""
+    source, copy = find_model(like) / LANGUAGE_MODEL_FILE, Path(directory) / LANGUAGE_MODEL_FILE
+    if source.is_file() and not (copy.exists() and copy.samefile(source)):
+        shutil.copyfile(source, copy)
 
 
 def write_graph(encoder: Encoder, path: Path) -> None:
