@@ -1,5 +1,6 @@
 // The microphone to the server's /v1/stream (see PROTOCOL.md), and its events to whoever listens.
 
+const KEPT_BLOCKS = 3000;  // a minute
 const LATENCIES = 20;  // of the last words, of which the median is shown
 
 const REASONS = {
@@ -23,7 +24,7 @@ export class Listener {
     this.handlers = handlers;
     this.waiting = [];  // messages until the socket is open
     this.sent = 0;  // samples
-    this.origin = 0;  // when the first sample was spoken, ms
+    this.spoken = [];  // of the last blocks: seconds of sound until their end, and when that was
     this.words = {segment: -1, count: 0};  // already seen
     this.latencies = [];
   }
@@ -105,9 +106,8 @@ export class Listener {
     }
     const samples = block.pcm.byteLength / 2;
     this.sent += samples;
-    // The least delay seen tells best when the first sample was spoken.
-    const origin = performance.now() - (1000 * this.sent) / this.context.sampleRate;
-    this.origin = this.origin ? Math.min(this.origin, origin) : origin;
+    this.spoken.push({seconds: this.sent / this.context.sampleRate, time: performance.now()});
+    if (this.spoken.length > KEPT_BLOCKS) this.spoken.shift();
     if (samples) this.send(block.pcm);
     this.handlers.level(block.peak);
   }
@@ -131,9 +131,11 @@ export class Listener {
     const before = segment === this.words.segment ? this.words.count : 0;
     this.words = {segment, count: Math.max(before, words.length)};
     if (words.length <= before) return;
-    this.latencies = [...this.latencies, performance.now() - this.origin - 1000 * words.at(-1).end].slice(-LATENCIES);
-    const sorted = this.latencies.toSorted((a, b) => a - b);
-    this.handlers.latency(Math.max(0, sorted[sorted.length >> 1]));
+    const block = this.spoken.find(({seconds}) => seconds >= words.at(-1).end);
+    if (!block) return;
+    this.latencies = [...this.latencies, performance.now() - block.time].slice(-LATENCIES);
+    const sorted = [...this.latencies].sort((a, b) => a - b);
+    this.handlers.latency(sorted[sorted.length >> 1]);
   }
 
   release() {

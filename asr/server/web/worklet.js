@@ -1,6 +1,6 @@
 // Gathers the microphone's samples, mono, into blocks of 16-bit PCM, and posts each with its peak.
 
-const BLOCK_SECONDS = 0.04;
+const BLOCK_SECONDS = 0.02;
 
 class Capture extends AudioWorkletProcessor {
   constructor() {
