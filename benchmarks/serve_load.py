@@ -3,10 +3,10 @@
     python benchmarks/serve_load.py tests/data --streams 10 50 100 200 300
 
 starts `asr serve` and, from a second process, opens so many WebSockets at a time, each of which sends real speech in
-real time. A chunk's latency is from the sending of the last sample that an event is about to the event; a word's is from its
-end in the audio to the first event that shows it, and so holds what the model and the search wait for. The table has a
-row for each number of streams; --json writes it to a file. With --url servers that run already share the streams. The
-processor time that a second of audio costs says what an idle machine would carry, where this one is not idle.
+real time. A chunk's latency is from the sending of the last sample that an event is about to the event; that of a word
+is from its end in the audio to the first event that shows it, and so holds what model and search wait for. The table
+has a row for each number of streams; --json writes it to a file. With --url servers that run already share the streams.
+The processor time that a second of audio costs says what an idle machine would carry, where this one is not idle.
 """
 
 import argparse
