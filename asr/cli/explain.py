@@ -155,14 +155,9 @@ def draw(
         left, right = max(word.start, begin), min(word.end, end)
         colour, row = colours(scale(word.confidence)), i % WORD_ROWS
         spoken.axvspan(left, right, color=colour, alpha=0.9, linewidth=0)
-        spoken.text(
-            (left + right) / 2,
-            0.75 - 0.5 * row,
-            f"{word.text}\n{word.confidence:.2f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-        )
+        if right - left >= (word.end - word.start) / 2:  # else the section cuts it off
+            place, label = ((left + right) / 2, 0.75 - 0.5 * row), f"{word.text}\n{word.confidence:.2f}"
+            spoken.text(*place, label, ha="center", va="center", fontsize=8)
         for axes in (wave, mel, posterior, spoken):
             axes.axvline(left, color="tab:blue", linewidth=0.6, alpha=0.7)
             axes.axvline(right, color="tab:blue", linewidth=0.6, alpha=0.7, linestyle=":")
