@@ -7,8 +7,8 @@ an n-gram model over those sequences then pronounces or spells a word by searchi
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,18 +24,32 @@ from asr.errors import ASRError
 Ids = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 Shape = tuple[int, int]  # how many letters and how many phones
+Phones = tuple[str, ...]
 Pair = tuple[str, Sequence[str]]  # a word and its phones
 
 # The 39 phones of CMUdict, without stress.
 _PHONES = "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONES = tuple(_PHONES.split())
+VOICELESS, SIBILANTS = frozenset({"P", "T", "K", "F", "TH"}), frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz'")
+# Endings that are spoken by rule; the first phone of these goes after a vowel.
+CONTRACTIONS: dict[str, Phones] = {
+    "'ll": ("AH", "L"),
+    "'ve": ("AH", "V"),
+    "'re": ("ER", "R"),
+    "'st": ("IH", "S", "T"),
+    "'rt": ("ER", "R", "T"),
+    "'m": ("AH", "M"),
+    "'n": ("AH", "N"),
+}
+ENDINGS = ("'s", "'d", *CONTRACTIONS)
 SHAPES: tuple[Shape, ...] = ((1, 0), (1, 1), (1, 2))
-ORDER = 8
-PRUNING = 1e-6  # n-grams that raise perplexity by less than this share of it are left out
+ORDER = 6
+PRUNING = 7e-7  # n-grams that raise perplexity by less than this share of it are left out
 ITERATIONS = 12  # of expectation maximisation
-RARE = 3  # a graphone seen less often is a slip of the dictionary; the words that need it are left out
-BEAM = 16  # hypotheses kept per word and position
+UNEVEN = 0.1  # what a graphone's first estimate loses for each letter more than phones, or phone more than letters
+RARE = 1 / 50_000  # a graphone of fewer words is a slip of the dictionary; the words that need it are left out
+BEAM = 8  # hypotheses kept per word and position
 MARGIN = 12.0  # nats below the best hypothesis of a word at which others are dropped
 MOST_SILENT = 3  # symbols of the other side in a row that may come from nothing
 BATCH = 1024  # words searched at once
@@ -51,6 +65,10 @@ class Candidate:
 
     symbols: tuple[str, ...]
     log_prob: float
+
+    def ratio(self, other: "Candidate") -> float:
+        """How likely this one is for each time that the other is."""
+        return math.exp(self.log_prob - other.log_prob)
 
 
 class Graphones:
@@ -80,10 +98,13 @@ class Graphones:
         return "".join(candidates[0].symbols) if candidates else ""
 
     def pronounce_all(self, words: Sequence[str], n: int = 1, beam: int = BEAM) -> list[list[Candidate]]:
-        """The n likeliest pronunciations of each word."""
-        for word in words:
-            check_word(word)
-        return self._answer(words, self._by_letters, self._phones, n, beam)
+        """The n likeliest pronunciations of each word; possessives and contractions follow their base by rule."""
+        parts = [split_ending(check_word(word)) for word in words]
+        answers = self._answer([base for base, _ in parts], self._by_letters, self._phones, n, beam)
+        return [
+            [Candidate(join_ending(candidate.symbols, ending), candidate.log_prob) for candidate in answer]
+            for answer, (_, ending) in zip(answers, parts, strict=True)
+        ]
 
     def spell_all(self, pronunciations: Sequence[Sequence[str]], n: int = 1, beam: int = BEAM) -> list[list[Candidate]]:
         """The n likeliest spellings of each sequence of phones."""
@@ -128,8 +149,14 @@ class Graphones:
         shapes: the numbers of letters and phones that a graphone may have. Pairs that no such sequence of graphones can
         make, or only with rare ones, are left out.
         """
-        checked = [(check_word(word), check_phones(phones)) for word, phones in pairs]
-        labels = _drop_rare(align(checked, shapes))
+        return cls.from_alignment(align(pairs, shapes), order, pruning)
+
+    @classmethod
+    def from_alignment(
+        cls, labels: Sequence[Sequence[str]], order: int = ORDER, pruning: float = PRUNING
+    ) -> "Graphones":
+        """Trains on the graphones of words, as `align` gives them."""
+        labels = _drop_rare(labels)
         if not labels:
             raise ASRError("no word of the dictionary can be aligned with its phones; check what the lines hold")
         inventory = sorted({label for sequence in labels for label in sequence})
@@ -164,6 +191,40 @@ def check_phones(phones: Sequence[str]) -> Sequence[str]:
     if unknown or not phones:
         found = f"the phone {unknown[0]!r}" if unknown else "no phone"
         raise ASRError(f"{' '.join(phones)!r} holds {found}; wanted are one or more of {' '.join(PHONES)}")
+    return phones
+
+
+def split_ending(word: str, known: Container[str] = ()) -> tuple[str, str]:
+    """The word that this one is spoken after, and the ending that `join_ending` adds.
+
+    dog's: dog + 's; boys': boys; goin': going + in'; 'ouse: house + h, provided that `known` holds that word.
+    """
+    for ending in ENDINGS:
+        if re.fullmatch(f"[a-z']*[a-z]{ending}", word):
+            return word.removesuffix(ending), ending
+    if re.fullmatch("[a-z']*[a-z]in'", word):
+        return f"{word[:-1]}g", "in'"
+    if word.startswith("'") and f"h{word[1:]}" in known:
+        return f"h{word[1:]}", "h"
+    return word.rstrip("'"), ""
+
+
+def join_ending(phones: Phones, ending: str) -> Phones:
+    """The phones of a word with an ending that `split_ending` took off."""
+    last = phones[-1]
+    if ending == "'s":
+        return (*phones, "IH", "Z") if last in SIBILANTS else (*phones, "S" if last in VOICELESS else "Z")
+    if ending == "'d":
+        voiceless = last in VOICELESS or last in ("S", "SH", "CH")
+        return (*phones, "IH", "D") if last in ("T", "D") else (*phones, "T" if voiceless else "D")
+    if ending in CONTRACTIONS:
+        after_vowel = last[0] in "AEIOU"
+        added = CONTRACTIONS[ending]
+        return phones + (added[1:] if after_vowel else tuple(phone for phone in added if phone != "R"))
+    if ending == "in'" and last == "NG":
+        return (*phones[:-1], "N")
+    if ending == "h" and phones[0] == "HH" and len(phones) > 1:
+        return phones[1:]
     return phones
 
 
@@ -291,11 +352,12 @@ class _Search:
             yield word, score, sequence[::-1]
 
 
-def align(pairs: Sequence[Pair], shapes: Sequence[Shape] = SHAPES) -> list[list[str]]:
+def align(pairs: Iterable[Pair], shapes: Sequence[Shape] = SHAPES) -> list[list[str]]:
     """The likeliest graphones of every pair that can be aligned, as labels "letters:phones"."""
-    groups = [group for group in _groups(pairs, shapes) if group.possible]
+    checked = [(check_word(word), check_phones(phones)) for word, phones in pairs]
+    groups = [group for group in _groups(checked, shapes) if group.possible]
     codes = _Codes(groups)
-    probability = np.full(len(codes.known), 1.0 / max(1, len(codes.known)))
+    probability = UNEVEN ** np.array([_unevenness(code) for code in codes.known.tolist()])
     for _ in range(ITERATIONS):
         counts = np.zeros_like(probability)
         for group, ids in zip(groups, codes.ids, strict=True):
@@ -312,6 +374,12 @@ def align(pairs: Sequence[Pair], shapes: Sequence[Shape] = SHAPES) -> list[list[
 _LETTER_BASE, _PHONE_BASE = len(LETTERS) + 1, len(PHONES) + 1
 
 
+def _unevenness(code: int) -> int:
+    """How far the number of letters is from the number of phones."""
+    letters, phones = _label(code).split(":")
+    return abs(len(letters) - len(phones.split(".") if phones else ()))
+
+
 def _label(code: int) -> str:
     letters, phones = divmod(code, _PHONE_BASE**2)
     spelled = [LETTERS[i - 1] for i in divmod(letters, _LETTER_BASE) if i]
@@ -319,12 +387,10 @@ def _label(code: int) -> str:
     return f"{''.join(spelled)}:{'.'.join(spoken)}"
 
 
-def _drop_rare(sequences: list[list[str]]) -> list[list[str]]:
-    counts: defaultdict[str, int] = defaultdict(int)
-    for sequence in sequences:
-        for label in sequence:
-            counts[label] += 1
-    return [sequence for sequence in sequences if min(counts[label] for label in sequence) >= RARE]
+def _drop_rare(sequences: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    counts = Counter(label for sequence in sequences for label in sequence)
+    least = RARE * len(sequences)
+    return [sequence for sequence in sequences if min(counts[label] for label in sequence) >= least]
 
 
 def _groups(pairs: Sequence[Pair], shapes: Sequence[Shape]) -> list["_Group"]:

@@ -10,7 +10,20 @@ from collections.abc import Sequence
 from asr import __version__
 from asr.errors import ASRError
 
-VERBS = ("transcribe", "live", "serve", "devices", "train", "evaluate", "export", "lm", "tune", "calibrate", "explain")
+VERBS = (
+    "transcribe",
+    "live",
+    "serve",
+    "devices",
+    "train",
+    "evaluate",
+    "export",
+    "lm",
+    "lexicon",
+    "tune",
+    "calibrate",
+    "explain",
+)
 DESCRIPTION = "Speech recognition on your own machine: sound in, words out."
 TRACEBACK = "ASR_TRACEBACK"  # environment variable: where it is set, errors show where they come from
 
