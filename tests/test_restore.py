@@ -12,7 +12,7 @@ from asr.cli import main
 from asr.encoder import Encoder, EncoderConfig
 from asr.errors import ASRError
 from asr.features import FeatureConfig
-from asr.runtime import GRAPH_FILES
+from asr.runtime import GRAPH_FILES, ModelConfig
 from asr.tokenizer import Tokenizer
 from asr.training import checkpoint
 from asr.training.export import export_model
@@ -121,3 +121,22 @@ def test_what_nothing_can_begin_with_is_named(tmp_path: Path) -> None:
         (directory / name).unlink()
     with pytest.raises(ASRError, match=r"neither encoder.int8.onnx nor encoder.onnx"):
         restore(directory)
+
+
+def test_an_adapted_model_keeps_language_model_and_decoder_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, run, adapted = tmp_path / "given", tmp_path / "run", tmp_path / "adapted"
+    extra: dict[str, Any] = {"decoder": {"lm_weight": 0.7}, "delay_seconds": 0.05, "chunk_frames": 32}
+    export_model(encoder_of(SHAPES[3]), Tokenizer(), FeatureConfig(), given, name="given", **extra)
+    (given / "lm.bin").write_bytes(b"words")
+    run.mkdir()
+    checkpoint.save(restore(given), run / "last.pt")
+    assert main(["export", str(run), str(adapted), "--like", str(given), "--name", "mine", "--delay", "0.1"]) == 0
+    assert (adapted / "lm.bin").read_bytes() == b"words"
+    config = ModelConfig.load(adapted)
+    assert (config.name, config.decoder, config.chunk_frames) == ("mine", {"lm_weight": 0.7}, 32)
+    assert config.delay_seconds == 0.1
+    (given / "tokens.txt").write_text("<blank>\na\n")
+    assert main(["export", str(run), str(adapted), "--like", str(given)]) == 1
+    assert "has other tokens than the checkpoint" in capsys.readouterr().err
