@@ -169,10 +169,11 @@ def _described(microphone: "Microphone") -> str:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Keeps what PortAudio and ALSA print about a lost device off standard error, which stays Python's own."""
-    if os.environ.get(TRACEBACK) or sys.stderr is None or sys.stderr is not sys.__stderr__:
+    usual = sys.__stderr__
+    if os.environ.get(TRACEBACK) or usual is None or sys.stderr is not usual:
         yield
         return
-    sys.stderr.flush()
+    usual.flush()
     own = os.dup(2)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 2)
@@ -180,7 +181,7 @@ def _quiet_libraries() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stderr = sys.__stderr__
+            sys.stderr = usual
             os.dup2(own, 2)
             os.close(own)
 
