@@ -36,7 +36,7 @@ class BeamConfig:
     lm_weight: float = 0.5  # factor on the language model's log-probabilities
     word_bonus: float = 0.5  # nats for every word, against the model's liking for few words
     oov_penalty: float = 5.0  # nats against every word outside the vocabulary
-    hotword_boost: float = 13.5  # nats for each word of a hot phrase that names no boost, less log(number of phrases)
+    hotword_boost: float = 13.5  # nats for a hot phrase that names no boost, less log(number of phrases)
     prior_weight: float = 0.0  # share of a token's log prior taken off its log-probability (Sak et al., 2015)
     prior: tuple[float, ...] = ()  # log of each token's mean probability in the model's emissions
 
@@ -165,13 +165,12 @@ class BeamSearch:
         """Prepares phrases for this search and others that differ in their hot-words alone.
 
         boosts: of each normalised phrase in nats, None for the usual one; spellings: of a phrase in token ids. The
-        usual one is hotword_boost for each word, less the logarithm of the number of phrases: of many phrases each is
-        less likely to be said, and more of them sound like what is said.
+        usual one is hotword_boost less the logarithm of the number of phrases: of many phrases each is less likely to
+        be said, and more of them sound like what is said.
         """
         words = self._words if isinstance(self._words, WordScorer) else None
-        less = float(np.log(max(1, len(boosts))))
-        usual = {phrase: max(0.0, self.config.hotword_boost * len(phrase.split()) - less) for phrase in boosts}
-        given = {phrase: usual[phrase] if boost is None else boost for phrase, boost in boosts.items()}
+        usual = max(0.0, self.config.hotword_boost - float(np.log(max(1, len(boosts)))))
+        given = {phrase: usual if boost is None else boost for phrase, boost in boosts.items()}
         return Hotwords(given, spellings, self._tokens, words)
 
     def with_hotwords(self, hotwords: Hotwords | None) -> "BeamSearch":
