@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from asr.cli import main
 from asr.errors import ASRError
 from asr.graphones import LETTERS, PHONES, SHAPES, Graphones, align, join_ending, split_ending
+from asr.lexicon import PHONES as ONE_LETTER
+from asr.lexicon import Lexicon as Pronunciations
 from asr.training.derivation import Derivation
 from asr.training.lexicon import build_lexicon, read_dictionary
 
@@ -190,7 +192,12 @@ def test_lexicon_takes_the_dictionary_first_then_rules_then_graphones(graphones:
     lexicon.save(tmp_path / "lexicon.txt")
     lines = (tmp_path / "lexicon.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == sorted(line.split("\t")[0] for line in lines)
-    assert read_dictionary([tmp_path / "lexicon.txt"]) == {word: list(phones) for word, phones in said.items()}
+    saved = Pronunciations.load(tmp_path / "lexicon.txt")
+    for word, phones in said.items():
+        assert list(saved.sounds(word)) == ["".join(ONE_LETTER[phone] for phone in way) for way in phones]
+    lexicon.save(tmp_path / "lexicon.txt", {"tomato": -3.0, "knorp": -2.0})
+    first = [word for word, _ in Pronunciations.load(tmp_path / "lexicon.txt").pairs]
+    assert list(dict.fromkeys(first))[:2] == ["knorp", "tomato"]
 
 
 def test_the_verb_builds_pronounces_and_spells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

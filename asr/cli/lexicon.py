@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from asr.cli import UsageError
+from asr.lexicon import GRAPHONES_FILE, LEXICON_FILE
 
 HELP = "build a pronunciation lexicon, pronounce words or spell phones"
 MANIFEST = ".tsv"
@@ -56,11 +57,20 @@ def _build(args: argparse.Namespace) -> None:
     labels = align((word, phones) for word, said in dictionary.items() for phones in said)
     args.output.mkdir(parents=True, exist_ok=True)
     lexicon = build_lexicon(words, dictionary, Graphones.from_alignment(labels, pruning=0))
-    lexicon.save(args.output / "lexicon.txt")
-    Graphones.from_alignment(labels).save(args.output / "graphones.bin")
+    commonness = _commonness(args.words[0]) if args.words else {}
+    lexicon.save(args.output / LEXICON_FILE, commonness)
+    Graphones.from_alignment(labels).save(args.output / GRAPHONES_FILE)
     sources = ", ".join(f"{count:,} from {source}" for source, count in lexicon.sources.most_common())
     print(f"{args.output / 'lexicon.txt'}: {len(lexicon.pronunciations):,} words, {sources}")
     print(f"{args.output / 'graphones.bin'}: {(args.output / 'graphones.bin').stat().st_size / 1e6:.2f} MB")
+
+
+def _commonness(model: Path) -> dict[str, float]:
+    """Log-probability of each word of a language model."""
+    from asr.decoding.lm import NgramModel
+
+    lm = NgramModel.load(model)
+    return dict(zip(lm.words, lm.unigrams().tolist(), strict=True))
 
 
 def _words(models: Iterable[Path], texts: Iterable[Path]) -> Iterator[str]:

@@ -3,10 +3,11 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asr import lexicon as sounds
 from asr.errors import ASRError
 from asr.graphones import Graphones, Phones, check_phones, join_ending, split_ending
 from asr.training.derivation import Derivation
@@ -19,7 +20,7 @@ _WORD = re.compile("[a-z']*[a-z][a-z']*")
 
 
 def read_dictionary(paths: Iterable[str | Path]) -> dict[str, list[Phones]]:
-    """Pronunciations of each word, in the order of the files, from files like CMUdict's or a lexicon of this program.
+    """Pronunciations of each word, in the order of the files, from files like CMUdict's.
 
     A line is a word, then its phones; "(2)" after the word, stress digits and "# ..." are dropped, and so are words
     with signs that no normalised text has (a.m., able-bodied).
@@ -57,11 +58,15 @@ class Lexicon:
     pronunciations: dict[str, Sequence[Phones]]
     sources: Counter[str] = field(default_factory=Counter)
 
-    def save(self, path: str | Path) -> None:
-        """Writes "word<TAB>PH PH PH" a line, sorted by word, the commonest pronunciation of a word first."""
-        with open(path, "w", encoding="utf-8") as file:
-            for word, said in sorted(self.pronunciations.items()):
-                file.writelines(f"{word}\t{' '.join(phones)}\n" for phones in said)
+    def save(self, path: str | Path, commonness: Mapping[str, float] | None = None) -> None:
+        """Writes a model's lexicon: the commonest words first, and of a word the commonest pronunciation."""
+        known = commonness or {}
+        ordered = sorted(self.pronunciations, key=lambda word: (-known.get(word, -math.inf), word))
+        sounds.Lexicon(
+            (word, "".join(sounds.PHONES[phone] for phone in phones))
+            for word in ordered
+            for phones in self.pronunciations[word]
+        ).save(path)
 
 
 def build_lexicon(words: Iterable[str], dictionary: dict[str, list[Phones]], graphones: Graphones) -> Lexicon:
