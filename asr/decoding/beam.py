@@ -10,6 +10,7 @@ from asr.ctc import BLANK_ID
 from asr.decoding import Path, Recent, Span
 from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import Hotwords, HotwordScorer
+from asr.decoding.kernel import kernel
 from asr.decoding.lm import NgramModel
 from asr.decoding.words import Reader, Spelled
 from asr.errors import ASRError
@@ -145,6 +146,7 @@ class BeamSearch:
         self._ends = np.array([token == BOUNDARY for token in self._tokens])
         self._reader: Reader = words if isinstance(words, WordScorer) else Spelled(self._tokens or CHARACTERS)
         self._prior = np.array(self.config.prior or (0.0,)) * self.config.prior_weight
+        self._kernel = kernel(scorer, self.config.beam, self.config.beam_threshold)
 
     @classmethod
     def with_language_model(
@@ -329,6 +331,12 @@ class BeamSearch:
 
     def _block(self, log_probs: Scores, state: BeamState) -> BeamState:
         tried = self._tokens_to_try(log_probs)
+        if self._kernel and self._kernel.takes(log_probs):
+            fields, entries = self._kernel.block(
+                log_probs, tried, vars(state.hypotheses), state.frame, len(state.trace)
+            )
+            trace = Trace.join([state.trace, Trace(**entries)])
+            return BeamState(state.frame + len(log_probs), Hypotheses(**fields), trace, state.committed)
         hypotheses, traces, size = state.hypotheses, [state.trace], len(state.trace)
         for t, emission in enumerate(log_probs):
             tokens = np.flatnonzero(tried[t])
@@ -420,8 +428,7 @@ class BeamSearch:
         acoustic = extended[row, at]
         scores = np.concatenate([np.logaddexp(stayed.blank, stayed.label) + stayed.fused, acoustic + fused])
         chosen = np.flatnonzero(scores >= scores.max() - self.config.beam_threshold)
-        if len(chosen) > self.config.beam:
-            chosen = chosen[np.argsort(-scores[chosen], kind="stable")[: self.config.beam]]
+        chosen = chosen[np.argsort(-scores[chosen], kind="stable")[: self.config.beam]]
         keep, new = chosen[chosen < n], chosen[chosen >= n] - n
 
         row, at = row[new], at[new]

@@ -99,6 +99,18 @@ class LetterTree:
             reaching = np.where(level > 0, log_prob[words[first]], -np.inf)
             self.best[nodes[begins]] = np.maximum.reduceat(reaching, begins)
 
+    def tables(self) -> tuple[Ids, NDArray[np.uint8], Ids, Ids, Ids]:
+        """The tree as arrays over its nodes, and its words.
+
+        The first child of each node, all children of a node being in a row, shape = (nodes + 1,); the letter that leads
+        to it; the index of its first word; how many words it completes; the words.
+        """
+        parents = np.bincount(self._keys >> 8, minlength=self.outside + 1)
+        children = np.append(1, 1 + np.cumsum(parents))
+        letter = np.zeros(self.outside + 1, np.uint8)
+        letter[1 : self.outside] = self._keys & 0xFF
+        return children, letter, self._first, self.count, self._words
+
     def word(self, node: Ids, rank: Ids) -> Ids:
         """The word of this rank, from 0, among those that each node completes, or else <unk>, shape = (n,)."""
         known = rank < self.count[node]
@@ -164,6 +176,16 @@ class WordScorer:
         other._ahead = other._look_ahead()
         return other
 
+    def tables(self) -> tuple:
+        """What `extend` looks things up in, in the order of parse_words in _kernel.c."""
+        letters = self._letters
+        keys, log_prob, backoff, link, order, bits = self._lm.tables()
+        return (
+            *(letters.begins, letters.lengths, letters.letters, self._rank),
+            *(*self.tree.tables(), self._ahead, keys, log_prob, backoff, link),
+            *(order, bits, self._lexicon is not None, self._weight, self._bonus, self._penalty),
+        )
+
     def start(self) -> Ids:
         """Language-model context and letter-tree node at the start of an utterance, shape = (2,)."""
         return np.array([self._lm.start, ROOT])
@@ -190,9 +212,12 @@ class WordScorer:
         """What the words still open add if the text ends here, shape = (n,)."""
         score = np.zeros(len(state))
         is_open = np.flatnonzero(state[:, 1] != ROOT)
-        context, node = state[is_open].T
-        each = [self._completed(context, node, np.full(len(node), rank))[0] for rank in range(self._ranks)]
-        score[is_open] = np.max(each, axis=0)
+        if len(is_open):
+            choices = np.clip(self.tree.count[state[is_open, 1]], 1, self._ranks)
+            first = np.cumsum(choices) - choices
+            context, node = state[np.repeat(is_open, choices)].T
+            each, _ = self._completed(context, node, np.arange(len(node)) - np.repeat(first, choices))
+            score[is_open] = np.maximum.reduceat(each, first)
         return score
 
     def words(self, tokens: Sequence[int]) -> list[Span]:

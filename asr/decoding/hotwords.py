@@ -142,6 +142,10 @@ class Hotwords:
             i += len(phrase)
         return found
 
+    def tables(self) -> tuple:
+        """What HotwordScorer looks things up in, in the order of parse_hotwords in _kernel.c."""
+        return self.next, self.ahead, self.earned, np.ascontiguousarray(self.token_codes), self.codes
+
     def _link(self, codes: Ids, lengths: Ids) -> tuple[Ids, list[Ids], Ids]:
         """Builds `next`.
 

@@ -134,6 +134,11 @@ class NgramModel:
         log_prob += np.where(unscored, self._log_prob[word], 0)
         return log_prob, np.where(following > 0, following, word + 1 if self.order > 1 else 0)
 
+    def tables(self) -> tuple[Ids, Floats, Floats, NDArray[np.int32], int, int]:
+        """What `score` looks things up in: keys, log_prob, backoff, link, order, and the bits of a word in a key."""
+        link = np.asarray(self._link, np.int32)
+        return self._keys, self._log_prob, self._backoff, link, self.order, self._bits
+
     def unigrams(self) -> Floats:
         """Natural-log probability of each word on its own, shape = (words,)."""
         return self._log_prob[: self.counts[0]].copy()

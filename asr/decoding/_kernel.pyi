@@ -1,0 +1,16 @@
+"""Compiled from _kernel.c."""
+
+from numpy.typing import NDArray
+
+def block(
+    frame: int,
+    trace_size: int,
+    tokens: int,
+    beam: int,
+    threshold: float,
+    emissions: NDArray,
+    tried: NDArray,
+    hypotheses: NDArray,
+    words: tuple | None,
+    hotwords: tuple | None,
+) -> tuple[bytes, bytes]: ...

@@ -1,0 +1,181 @@
+"""The compiled search against the one in NumPy: the same state to the last bit, whatever is decoded and however cut."""
+
+import importlib.util
+import itertools
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from asr.decoding import kernel
+from asr.decoding.beam import BeamConfig, BeamSearch, BeamState
+from asr.decoding.kneser_ney import build_corpus, train
+from asr.decoding.lm import NgramModel
+from asr.lexicon import Lexicon
+from asr.recognizer import load
+from asr.runtime import LANGUAGE_MODEL_FILE
+from asr.tokenizer import BOUNDARY
+from asr.training.manifest import Utterance
+from asr.training.tune import record
+
+ROOT = Path(__file__).parents[1]
+CLIP = ROOT / "tests" / "data" / "1462-170138-0007.ogg"
+TIME_LIMIT = 300  # seconds
+CHARACTERS = ["<blank>", BOUNDARY, "a", "b", "c"]
+PIECES = ["<blank>", f"{BOUNDARY}a", "b", f"{BOUNDARY}ba", BOUNDARY, "ab", "c"]
+LEXICON = Lexicon([("a", "a"), ("ab", "a"), ("b", "b"), ("ba", "ab"), ("bab", "ab"), ("bb", "bb"), ("oh", "cb")])
+LM = train(build_corpus(["a ab b a", "ba ab a", "b b ab", "ab bab a", "b a"], 4), order=3)
+PHRASES = {"a": 2.0, "ab b": 5.0, "ba": None}
+configs = st.builds(
+    BeamConfig,
+    beam=st.sampled_from([1, 2, 7, 40, 10**5]),
+    beam_threshold=st.sampled_from([0.0, 3.0, 12.0, inf]),
+    tokens=st.integers(1, 6),
+    token_threshold=st.sampled_from([2.0, 7.0, inf]),
+    horizon=st.integers(1, 40),
+    lm_weight=st.floats(0, 2),
+    word_bonus=st.floats(-1, 2),
+    oov_penalty=st.floats(0, 9),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The kernel compiled from this checkout, which must succeed wherever a compiler is; without one all is NumPy."""
+    folder = tmp_path_factory.mktemp("build")
+    build = ["setup.py", "build_ext", "--build-lib", str(folder), "--build-temp", str(folder)]
+    subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True, timeout=TIME_LIMIT)
+    built = list(folder.glob(f"asr/decoding/_kernel*{sysconfig.get_config_var('EXT_SUFFIX')}"))
+    has_compiler = shutil.which("cc") and Path(sysconfig.get_path("include"), "Python.h").exists()
+    assert built or not has_compiler
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(kernel.SWITCH, raising=False)
+        if built:
+            spec = importlib.util.spec_from_file_location("asr.decoding._kernel", built[0])
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            patch.setattr(kernel, "_kernel", module)
+        yield
+
+
+def both(make: Callable[[], BeamSearch]) -> list[BeamSearch]:
+    """The same search, compiled and in NumPy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(kernel.SWITCH, "1")
+        in_numpy = make()
+    usual = make()
+    assert in_numpy._kernel is None
+    assert (usual._kernel is None) == (kernel._kernel is None)
+    return [usual, in_numpy]
+
+
+def emissions(seed: int, frames: int, tokens: int, ties: bool = False) -> NDArray[np.float32]:
+    """Random log-probabilities, in a third of the frames nearly all of it the blank's; with ties, of few values."""
+    rng = np.random.default_rng(seed)
+    x = 2 * rng.normal(size=(frames, tokens))
+    x[rng.random(frames) < 1 / 3, 0] += 9
+    x = np.round(x) if ties else x
+    return (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) * (not ties)).astype(np.float32)
+
+
+def assert_same(one: BeamState, other: BeamState) -> None:
+    assert one.frame == other.frame
+    for part in ("hypotheses", "trace", "committed"):
+        for field in fields(getattr(one, part)):
+            a, b = (getattr(getattr(state, part), field.name) for state in (one, other))
+            assert a.dtype == b.dtype
+            assert np.array_equal(a, b), (part, field.name)
+
+
+def compare(searches: Sequence[BeamSearch], log_probs: NDArray[np.float32], cuts: Sequence[int]) -> None:
+    states = [search.start() for search in searches]
+    for begin, end in itertools.pairwise([0, *sorted(cuts), len(log_probs)]):
+        states = [search.step(log_probs[begin:end], state) for search, state in zip(searches, states, strict=True)]
+        assert_same(states[0], states[1])
+
+
+@given(st.integers(0, 10**6), st.integers(0, 8), configs, st.lists(st.integers(0, 8), max_size=4), st.booleans())
+@settings(max_examples=60)
+def test_without_a_language_model(seed: int, frames: int, config: BeamConfig, cuts: list[int], ties: bool) -> None:
+    frames *= 1 if config.beam > 100 else 8
+    cuts = [min(cut * 8, frames) for cut in cuts]
+    compare(both(lambda: BeamSearch(config)), emissions(seed, frames, 5, ties), cuts)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 5),
+    configs,
+    st.lists(st.integers(0, 40), max_size=4),
+    st.sampled_from([(CHARACTERS, None), (PIECES, None), (CHARACTERS, LEXICON)]),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=100)
+def test_with_a_language_model_a_lexicon_and_hotwords(
+    seed: int,
+    frames: int,
+    config: BeamConfig,
+    cuts: list[int],
+    units: tuple[list[str], Lexicon | None],
+    hot: bool,
+    ties: bool,
+) -> None:
+    tokens, lexicon = units
+
+    def make() -> BeamSearch:
+        search = BeamSearch.with_language_model(LM, tokens, config, lexicon)
+        if hot:
+            ids = {"a": [2], "ab b": [2, 3, 1, 3], "ba": [3, 2]} if tokens is CHARACTERS else {}
+            search = search.with_hotwords(search.hotwords(PHRASES, lambda phrase: [ids.get(phrase, [1, 2])]))
+        return search
+
+    frames *= 1 if config.beam > 100 else 8
+    compare(both(make), emissions(seed, frames, len(tokens), ties), [min(cut, frames) for cut in cuts])
+
+
+@given(st.integers(0, 10**6), configs, st.booleans())
+@settings(max_examples=20)
+def test_with_hotwords_alone_that_change(seed: int, config: BeamConfig, ties: bool) -> None:
+    log_probs = emissions(seed, 4 if config.beam > 100 else 40, len(CHARACTERS), ties)
+    plain = BeamSearch(config, tokens=CHARACTERS)
+    hotwords = plain.hotwords({"ab": 4.0, "ba": 3.0}, lambda phrase: [[CHARACTERS.index(c) for c in phrase]])
+    searches = both(lambda: BeamSearch(config, tokens=CHARACTERS))
+    listed = both(lambda: plain.with_hotwords(hotwords))
+    half = len(log_probs) // 2
+    states = [search.step(log_probs[:half], search.start()) for search in searches]
+    states = [new.adopt(state, old) for new, old, state in zip(listed, searches, states, strict=True)]
+    assert_same(*[new.step(log_probs[half:], state) for new, state in zip(listed, states, strict=True)])
+
+
+@pytest.mark.parametrize("beam", [8, 64])
+def test_on_real_speech(beam: int) -> None:
+    recognizer = load("en", decoder="greedy")
+    model = recognizer.model
+    recording = record(recognizer, Utterance(CLIP, 0.0, "", "", ""))
+    lm = NgramModel.load(model.directory / LANGUAGE_MODEL_FILE)
+    config = BeamConfig(**{**model.config.decoder, "beam": beam})
+    tokens, lexicon = model.tokenizer.tokens, model.tokenizer.lexicon
+    searches = both(lambda: BeamSearch.with_language_model(lm, tokens, config, lexicon))
+    for segment in recording.segments:
+        compare(searches, segment, range(4, len(segment), 10))
+
+
+def test_a_state_of_another_search_is_refused() -> None:
+    search, _ = both(lambda: BeamSearch.with_language_model(LM, CHARACTERS))
+    other = BeamSearch(tokens=PIECES)
+    state = other.step(emissions(1, 30, 7), other.start())
+    with pytest.raises((IndexError, ValueError)):
+        search.step(emissions(1, 10, 5), state)
