@@ -223,7 +223,7 @@ def test_limits_are_told(recognizer: asr.Recognizer) -> None:
             await first.recv()
             return await talk(server, [start()])
 
-    with serving(recognizer, streams=1, stream_seconds=2.0, message=2**16, idle_seconds=0.3) as server:
+    with serving(recognizer, streams=1, stream_seconds=2.0, message=2**16, idle_seconds=1.5) as server:
         events, closed = asyncio.run(one_too_many(server))
         assert (events[-1]["code"], closed) == ("overloaded", 1013)
         events, closed = asyncio.run(talk(server, [start(), *pieces(spoken.tobytes(), 6400)]))
@@ -312,11 +312,13 @@ def test_a_drained_server_sends_nobody_else(recognizer: asr.Recognizer) -> None:
             await socket.recv()
             server.service.draining = True
             status, health = await asyncio.to_thread(get, server, "/healthz")
-            _, refused = await talk(server, [start()])
+            with pytest.raises(InvalidStatus) as caught:
+                await talk(server, [start()])
+            refused = caught.value.response.status_code
             await say(socket, [samples(CLIP)[0].tobytes(), FINISH])
             return status, health, refused, await listen(socket)
 
     with serving(recognizer) as server:
         status, health, refused, events = asyncio.run(drained(server))
-        assert (status, json.loads(health)["status"], refused) == (503, "draining", 1012)
+        assert (status, json.loads(health)["status"], refused) == (503, "draining", 503)
         assert events[-1]["type"] == "done"

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -78,7 +79,10 @@ class Server:
         place = self._place
         try:
             await self._runner.setup()
-            await web.TCPSite(self._runner, place.host, place.port).start()
+            self.listening = socket.create_server(
+                (place.host, place.port), family=socket.AF_INET6 if ":" in place.host else socket.AF_INET
+            )
+            await web.SockSite(self._runner, self.listening).start()
             if place.wyoming_port is not None:
                 from asr.server import wyoming
 
@@ -171,6 +175,8 @@ def _guard(service: Service, access: Access) -> Middleware:
         try:
             access.check(request, is_public=not request.path.startswith(guarded))
             return await handler(request)
+        except ConnectionError:  # the client has left before it was answered
+            return web.Response()
         except Refusal as refusal:
             service.metrics.refusals.labels(refusal.code).inc()
             headers = {"Retry-After": "5"} if refusal.kind.status in (429, 503) else {}

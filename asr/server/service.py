@@ -36,11 +36,15 @@ class Service:
         """That are live now."""
         return self._taken
 
+    def check_open(self) -> None:
+        """Refusal where the server goes down."""
+        if self.draining:
+            raise Refusal("shutdown", "the server goes down; try again in a moment")
+
     @contextmanager
     def place(self, protocol: str) -> Iterator[None]:
         """One of the places that there are for streams; Refusal where all are taken or the server goes down."""
-        if self.draining:
-            raise Refusal("shutdown", "the server goes down; try again in a moment")
+        self.check_open()
         if self._taken >= self.limits.streams:
             raise Refusal("overloaded", f"all {self.limits.streams} places are taken; try again in a moment")
         self._taken += 1

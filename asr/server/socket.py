@@ -35,7 +35,11 @@ class Socket:
     async def accept(
         cls, request: web.Request, service: Service, protocols: Sequence[str] = (), *, explain: bool = True
     ) -> AsyncIterator["Socket"]:
-        """The socket of a request; an error in the block closes it, and is told as an event where `explain` is set."""
+        """The socket of a request; an error in the block closes it, and is told as an event where `explain` is set.
+
+        Refusal while it is still HTTP, which a balancer understands, where the server takes no new streams.
+        """
+        service.check_open()
         response = web.WebSocketResponse(
             protocols=protocols, heartbeat=PING_SECONDS, max_msg_size=service.limits.message, compress=False
         )

@@ -69,7 +69,7 @@ class _Client:
             await self._send(Pong(text=Ping.from_event(event).text))
         elif Transcribe.is_type(event.type):
             wanted = Transcribe.from_event(event)
-            self._hotwords = hotwords([*(wanted.transcript_names or []), *(wanted.transcript_terms or [])])
+            self._hotwords = hotwords(wanted.transcript_names or []) | hotwords(wanted.transcript_terms or [])
         elif AudioStart.is_type(event.type):
             await self._transcribe(event)
 
