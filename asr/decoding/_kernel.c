@@ -185,6 +185,13 @@ static double extend_words(const Words *w, int64_t *state, int64_t token) {
     return score + w->ahead[node];
 }
 
+/* Whether the words forbid a token: a boundary after nothing, or one of more words than sound alike here. */
+static int is_forbidden(const Words *w, const int64_t *state, int64_t token) {
+    if (!w->begins[token])
+        return 0;
+    return state[NODE] == ROOT ? w->lexicon != 0 : w->rank[token] > 0 && w->rank[token] >= w->count[state[NODE]];
+}
+
 /* HotwordScorer._follow */
 static double extend_hotwords(const Hotwords *h, int64_t *state, int64_t token) {
     int64_t node = state[HOTWORD];
@@ -342,6 +349,8 @@ static int list_candidates(Search *s, const double *emission) {
             double acoustic = (token == old[i].last ? old[i].blank : total[i]) + emission[token];
             if (joined[i * k + j] || !(acoustic > -INFINITY))
                 continue;
+            if (s->words && bar > -INFINITY && is_forbidden(s->words, old[i].scorer, token))
+                continue; /* only saves time: its score is below any bar */
             Extension found = {(int64_t)i, token, acoustic, old[i].fused, emission[token], {0}};
             memcpy(found.scorer, old[i].scorer, sizeof found.scorer);
             if (s->words || s->hotwords)
