@@ -127,7 +127,7 @@ def test_an_adapted_model_keeps_language_model_and_decoder_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given, run, adapted = tmp_path / "given", tmp_path / "run", tmp_path / "adapted"
-    extra: dict[str, Any] = {"decoder": {"lm_weight": 0.7}, "delay_seconds": 0.05, "chunk_frames": 32}
+    extra: dict[str, Any] = {"decoder": {"lm_weight": 0.7}, "times": {"start": 0.1}, "chunk_frames": 32}
     export_model(encoder_of(SHAPES[3]), Tokenizer(), FeatureConfig(), given, name="given", **extra)
     (given / "lm.bin").write_bytes(b"words")
     run.mkdir()
@@ -136,6 +136,7 @@ def test_an_adapted_model_keeps_language_model_and_decoder_settings(
     assert (adapted / "lm.bin").read_bytes() == b"words"
     config = ModelConfig.load(adapted)
     assert (config.name, config.decoder, config.chunk_frames) == ("mine", {"lm_weight": 0.7}, 32)
+    assert config.times == {"start": 0.1}
     assert config.delay_seconds == 0.1
     (given / "tokens.txt").write_text("<blank>\na\n")
     assert main(["export", str(run), str(adapted), "--like", str(given)]) == 1

@@ -27,6 +27,7 @@ from asr.training.rows import separate
 OPSET = 17  # the first with LayerNormalization
 CHUNK_FRAMES = 16  # 160 ms
 BATCH = "batch"
+DECODING = ("chunk_frames", "delay_seconds", "times", "confidence", "decoder")  # fields of ModelConfig
 
 
 def export_model(
@@ -70,7 +71,7 @@ def decoder_settings(like: str | Path, tokenizer: Tokenizer) -> dict[str, Any]:
     if Tokenizer.load(directory).tokens != tokenizer.tokens:
         raise ASRError(f"{directory} has other tokens than the checkpoint; take over the settings of another model")
     config = ModelConfig.load(directory)
-    return {name: getattr(config, name) for name in ("chunk_frames", "delay_seconds", "decoder")}
+    return {name: getattr(config, name) for name in DECODING}
 
 
 def copy_language_model(like: str | Path, directory: str | Path) -> None:
