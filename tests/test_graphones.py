@@ -16,7 +16,7 @@ from asr.training.derivation import Derivation
 from asr.training.lexicon import build_lexicon, read_dictionary
 
 DATA = Path(__file__).parent / "data"
-EXCERPT = DATA / "cmudict-excerpt.dict"
+EXCERPT = DATA / "cmudict_excerpt.dict"
 LANGUAGE_MODEL = DATA / "lm" / "clips.arpa"
 DICTIONARY = read_dictionary([EXCERPT])
 PAIRS = [(word, phones) for word, said in DICTIONARY.items() for phones in said]

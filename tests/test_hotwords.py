@@ -292,9 +292,9 @@ def test_a_greedy_recogniser_says_that_it_knows_no_hot_words(tiny_model: Path, c
 def test_a_name_that_is_misheard_is_heard_when_it_is_listed() -> None:
     recognizer = load()
     plain = recognizer.transcribe(CLIP).text
-    named = recognizer.transcribe(CLIP, hotwords="Alexander's, Nuffield, Kaliko=4").text
-    assert "alexander's" not in plain
-    assert "alexander's" in named
+    named = recognizer.transcribe(CLIP, hotwords="drew, Nuffield, Kaliko=4").text
+    assert "drew" not in plain
+    assert "drew" in named
     assert named.split()[:8] == plain.split()[:8]
 
 

@@ -11,7 +11,7 @@ from asr.errors import ASRError
 if TYPE_CHECKING:
     from asr.training.calibrate import Heard
 
-HELP = "measure word times and confidence on recordings whose words are known"
+HELP = "measure word times and confidence on known recordings"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

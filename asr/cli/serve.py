@@ -10,7 +10,7 @@ from asr.cli import UsageError, endpoints
 if TYPE_CHECKING:
     from asr.server.app import Server
 
-HELP = "serve live captions and transcription to browsers and other programs"
+HELP = "serve captions and transcripts to browsers and other programs"
 EPILOG = """
 The server answers browsers (a page to speak to), its own WebSocket protocol, clients of vosk-server and of OpenAI's
 transcription, and Home Assistant (Wyoming); /docs describes them. Where the environment has ASR_TOKEN, clients must

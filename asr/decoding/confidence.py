@@ -61,7 +61,9 @@ class Calibration:
         try:
             return cls(**values) if values else None
         except TypeError as error:
-            raise ASRError(f"the calibration of confidence cannot be used: {error}; calibrate the model again") from None
+            raise ASRError(
+                f"the calibration of confidence cannot be used: {error}; calibrate the model again"
+            ) from None
 
     def to_config(self) -> dict[str, Any]:
         """For a model's config.json."""

@@ -16,11 +16,12 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding import Decoder, Span
+from asr.decoding import Decoder, Recent, Span
 from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy, GreedyState
 from asr.decoding.lm import NgramModel
+from asr.decoding.words import reader
 from asr.recognizer import Recognizer
 from asr.text import normalize
 from asr.tokenizer import Tokenizer
@@ -71,9 +72,9 @@ class Trial:
 class _Recorder:
     """A greedy decoder that keeps the emissions of every segment it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.segments: list[list[LogProbs]] = []
-        self._greedy = Greedy()
+        self._greedy = Greedy(reader(tokenizer))
 
     def start(self) -> GreedyState:
         self.segments.append([])
@@ -89,13 +90,16 @@ class _Recorder:
     def stable(self, state: Any) -> int:
         return self._greedy.stable(state)
 
+    def recent(self, state: Any, since: int) -> Recent:
+        return self._greedy.recent(state, since)
+
     def words(self, tokens: NDArray[np.int64]) -> list[Span]:
         return self._greedy.words(tokens)
 
 
 def record(recognizer: Recognizer, utterance: Utterance) -> Emissions:
     """The emissions of an utterance as a stream makes them, cut at the pauses that greedy decoding finds."""
-    recorder = _Recorder()
+    recorder = _Recorder(recognizer.model.tokenizer)
     Recognizer(recognizer.model, recorder, recognizer.rules).transcribe(utterance.path)
     segments = tuple(np.concatenate(segment) for segment in recorder.segments if segment)
     return Emissions(segments, normalize(utterance.text), utterance.corpus)
