@@ -44,8 +44,8 @@ TRAIN_PACKAGES = (
     "torch",
     "torchaudio",
 )
-# Packages that only the serve extra installs.
-SERVE_PACKAGES = ("aiohttp", "prometheus_client", "wyoming")
+# Packages that only one extra installs.
+EXTRAS = {"train": TRAIN_PACKAGES, "serve": ("aiohttp", "prometheus_client", "wyoming"), "ray": ("ray",)}
 
 
 class UsageError(ASRError):
@@ -102,7 +102,8 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("asr"):
         package = error.name.partition(".")[0]
-        wanted = '".[train]"' if package in TRAIN_PACKAGES else '".[serve]"' if package in SERVE_PACKAGES else "."
+        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+        wanted = f'".[{extra}]"' if extra else "."
         return f"the package {package} is needed and not installed: pip install {wanted} in the checkout"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asr.cli import FAILURE, UsageError, endpoints, hotwords
 from asr.cli.bar import Bar
@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the raw samples on standard input")
     nbest = "show the N likeliest readings of each segment with their log-probabilities (--format txt or json)"
     parser.add_argument("--nbest", type=int, default=1, metavar="N", help=nbest)
+    cluster = "let the workers of a Ray cluster do it; ADDRESS is its address, or auto (needs the ray extra)"
+    parser.add_argument("--ray", metavar="ADDRESS", help=cluster)
     hotwords.add_argument(parser)
     endpoints.add_arguments(parser, gate=False)
 
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     rules, gate, wanted = endpoints.rules(args), endpoints.gate(args), hotwords.wanted(args)
     recordings, problems = find(args.files)
     _check_sample_rate(args.sample_rate, recordings)
+    if args.ray and STDIN in recordings:
+        raise UsageError("--ray takes recordings by name; leave one of - and --ray out")
     for problem in problems:
         _complain(problem)
     if not recordings:
@@ -72,8 +76,19 @@ def run(args: argparse.Namespace) -> int:
     import asr
 
     decoder = "greedy" if args.greedy else "beam" if args.nbest > 1 else "auto"
-    recognizer = asr.load(args.model, decoder=decoder, rules=rules, gate=gate, hotwords=wanted)
-    model = recognizer.model.config.name
+    options: dict[str, Any] = {"decoder": decoder, "rules": rules, "gate": gate, "hotwords": wanted}
+    if args.ray:
+        from asr.cli import cluster
+        from asr.recognizer import find_model
+        from asr.runtime import ModelConfig
+
+        directory = find_model(args.model)
+        model = ModelConfig.load(directory).name
+        named = {"name_or_dir": str(directory.resolve()), **options}
+        heard = cluster.transcribe(args.ray, recordings, named, args.nbest)
+    else:
+        recognizer = asr.load(args.model, **options)
+        model = recognizer.model.config.name
     names = output_names(recordings)
     failed = len(problems)
     with Bar(len(recordings), _worth_a_bar(recordings)) as bar:
@@ -82,7 +97,10 @@ def run(args: argparse.Namespace) -> int:
                 _complain(f"{recording} goes to {name}.*, because another recording is named {_stem(recording)} too")
             try:
                 show = _shower(bar, number, recording)
-                segments = recognizer.segments(recording, args.sample_rate, progress=show, nbest=args.nbest)
+                if args.ray:
+                    segments = heard[number].segments()
+                else:
+                    segments = recognizer.segments(recording, args.sample_rate, progress=show, nbest=args.nbest)
                 if args.output_dir:
                     formats = FORMATS if args.format == "all" else (args.format,)
                     write(segments, args.output_dir / name, formats, model)
