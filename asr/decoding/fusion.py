@@ -245,6 +245,10 @@ class WordScorer:
         words = self.tree.word(np.full(len(rank), node), rank)
         return int(words[self._lm.score(np.repeat(context, len(words)), words)[0].argmax()])
 
+    def knows(self, word: str) -> bool:
+        """Whether a word is in the vocabulary of the language model."""
+        return int(self._lm.ids([word])[0]) != UNKNOWN_ID
+
     def losses(self, letters: Ids) -> NDArray[np.float64]:
         """What words lose by being outside the vocabulary, in nats.
 

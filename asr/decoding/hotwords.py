@@ -108,7 +108,7 @@ class Hotwords:
                 key = SPACE.join(filter(None, b"".join(token_letters[i] for i in ids).split(SPACE)))
                 spelled[key] = max(boost, spelled.get(key, 0.0))
                 sounds = [word.decode() for word in key.split(SPACE)]
-                if sounds != phrase.split():
+                if sounds != phrase.split() and not (words and all(map(words.knows, phrase.split()))):
                     self._texts.setdefault(sounds[0], []).append((sounds, phrase.split()))
         for phrases_of_sound in self._texts.values():
             phrases_of_sound.sort(key=lambda pair: -len(pair[0]))
@@ -130,7 +130,10 @@ class Hotwords:
         self._weigh(letters == 0, lengths, np.array(list(spelled.values())), losses, paths, levels, fail)
 
     def written(self, words: Sequence[Span], sounds: Sequence[str]) -> list[Span]:
-        """Words with those that sound like a phrase written as the phrase is; sounds: phones of each word."""
+        """Words with those that sound like a phrase written as the phrase is; sounds: phones of each word.
+
+        A phrase whose words the language model knows is left to it: "knot" in a list must not make a knot of every not.
+        """
         found = list(words)
         i = 0
         while i < len(found):
