@@ -40,7 +40,7 @@ def test_a_configuration_survives_its_dictionary(config: TrainingConfig) -> None
 def test_every_recipe_is_valid(recipe: Path) -> None:
     config = read_config(recipe)
     assert config.data.train
-    assert config.data.dev
+    assert config.data.dev or recipe.parent.name == "finetune"  # where there is little to spare
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
