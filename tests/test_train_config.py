@@ -39,7 +39,7 @@ def test_a_configuration_survives_its_dictionary(config: TrainingConfig) -> None
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_is_valid(recipe: Path) -> None:
     config = read_config(recipe)
-    assert config.data.train
+    assert config.data.train or recipe.stem == "finetune"  # which learns from what --data names
     assert config.data.dev or recipe.parent.name == "finetune"  # where there is little to spare
 
 
