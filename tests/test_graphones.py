@@ -3,7 +3,9 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -204,8 +206,14 @@ def test_the_verb_builds_pronounces_and_spells(tmp_path: Path, capsys: pytest.Ca
     built = tmp_path / "built"
     text = tmp_path / "text.txt"
     text.write_text("The blindless knights' tomato.\n")
-    assert main(["lexicon", "build", str(text), "--dictionary", str(EXCERPT), "--output", str(built)]) == 0
+    chapter = tmp_path / "LibriSpeech" / "train-clean-100" / "103" / "1240"
+    chapter.mkdir(parents=True)
+    (chapter / "103-1240.trans.txt").write_text("103-1240-0000 A DOG\n")
+    soundfile.write(chapter / "103-1240-0000.flac", np.zeros(16_000), 16_000)
+    sources = [str(text), str(tmp_path / "LibriSpeech"), "--dictionary", str(EXCERPT)]
+    assert main(["lexicon", "build", *sources, "--output", str(built)]) == 0
     assert (built / "lexicon.txt").read_text().count("tomato\t") == 2
+    assert "dog\t" in (built / "lexicon.txt").read_text()
     model = str(built / "graphones.bin")
     capsys.readouterr()
     assert main(["lexicon", "pronounce", model, "dog's"]) == 0

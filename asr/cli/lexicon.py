@@ -16,7 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
 
     build = actions.add_parser("build", help="write the pronunciations of all words of models and texts")
-    build.add_argument("texts", nargs="*", type=Path, metavar="TEXT", help="texts or manifests (.tsv) with more words")
+    build.add_argument(
+        "texts",
+        nargs="*",
+        type=Path,
+        metavar="TEXT",
+        help="texts, manifests (.tsv) or LibriSpeech folders with more words",
+    )
     build.add_argument(
         "--dictionary",
         required=True,
@@ -82,7 +88,8 @@ def _words(models: Iterable[Path], texts: Iterable[Path]) -> Iterator[str]:
     for model in models:
         yield from NgramModel.load(model).words[len(SPECIALS) :]
     for path in texts:
-        passages = (normalize(u.text) for u in read(path)) if path.suffix == MANIFEST else read_passages([path])
+        is_speech = path.suffix == MANIFEST or path.is_dir()
+        passages = (normalize(u.text) for u in read(path)) if is_speech else read_passages([path])
         for passage in passages:
             yield from passage.split()
 
