@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.cli import VERBS, UsageError, devices, main
-from asr.cli.transcribe import FORMATS, SUFFIXES, find, output_names, write_to_stdout
+from asr.cli.transcribe import FORMATS, SUFFIXES, find, output_names, write_out
 from asr.errors import ASRError
 from asr.transcript import WRITERS, Segment, Word
 
@@ -256,7 +256,7 @@ def test_segments_are_printed_as_they_come(name: str, capsys: pytest.CaptureFixt
             yield Segment.of((Word(text, number, number + 0.5, 1.0),))
             assert text in capsys.readouterr().out
 
-    write_to_stdout(segments(), name, "a.wav", "en")
+    write_out(sys.stdout, segments(), name, "a.wav", "en")
 
 
 def test_a_bar_is_shown_on_a_terminal_and_only_there(tiny_model: Path) -> None:

@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+import soundfile
 
+from asr.audio import SAMPLE_RATE, read_blocks
 from asr.recognizer import load
 
 ROOT = Path(__file__).parent.parent
@@ -27,49 +31,70 @@ def address() -> Iterator[str]:
     ray.shutdown()
 
 
-def command(address: str, *arguments: str) -> list[str]:
-    return [sys.executable, "run_asr.py", "transcribe", *map(str, CLIPS), "--ray", address, *arguments]
+def command(address: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, "run_asr.py", "transcribe", *map(str, arguments), "--ray", address]
 
 
-def workers() -> list[int]:
-    """Processes of this cluster that transcribe now: they are named after it, and children of a child of this one."""
+def long_recording(path: Path, clips: list[Path]) -> Path:
+    """Minutes of speech, so that a worker is at it for long enough to be met there."""
+    joined = [block for clip in clips * 2 for block in read_blocks(clip)]
+    soundfile.write(path, np.concatenate(joined), SAMPLE_RATE)
+    return path
+
+
+def stop_at_work(recording: Path, process: subprocess.Popen[str]) -> int:
+    """Stops the worker that has a recording open, whose number is returned; it gets no further."""
+    while process.poll() is None:
+        for pid in readers(recording):
+            os.kill(pid, signal.SIGSTOP)
+            if pid in readers(recording):
+                return pid
+            os.kill(pid, signal.SIGCONT)  # it was done with it in the meantime
+    raise AssertionError(f"no worker was met at {recording}")
+
+
+def readers(recording: Path) -> list[int]:
+    """The workers that have a recording open."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name, parent = (folder / "cmdline").read_bytes(), parent_of(int(folder.name))
-            if name.startswith(b"ray::_transcribe") and parent_of(parent) == os.getpid():
-                found.append(int(folder.name))
-        except FileNotFoundError:
-            pass  # it has ended
+    for name in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if name.read_bytes().startswith(b"ray::_transcribe"):
+                open_files = [os.readlink(link) for link in (name.parent / "fd").iterdir()]
+                found += [int(name.parent.name)] * (str(recording) in open_files)
     return found
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def test_a_killed_worker_loses_nothing(address: str) -> None:
+def test_killed_workers_lose_nothing(address: str, tmp_path: Path) -> None:
+    long = [long_recording(tmp_path / f"{i}.wav", clips) for i, clips in enumerate((CLIPS, CLIPS[::-1]))]
+    recordings = [CLIPS[0], *long, *CLIPS[1:]]
     recognizer = load("en")
-    wanted = [recognizer.transcribe(path).text for path in CLIPS]
-    process = subprocess.Popen(command(address, "--format", "json"), stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout
-    first = process.stdout.readline()  # the others are under way
-    busy = workers()  # none, where the machine was quicker than this
-    for pid in busy:
-        os.kill(pid, signal.SIGKILL)
-    lines = [first, *process.stdout]
-    assert process.wait(300) == 0
-    assert [json.loads(line)["text"] for line in lines] == wanted, lines
+    wanted = [recognizer.transcribe(path).text for path in recordings]
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command(address, *recordings, "--format", "json"),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+        )
+        killed = []
+        for recording in long:
+            killed.append(stop_at_work(recording, process))
+            os.kill(killed[-1], signal.SIGKILL)
+        lines, _ = process.communicate(timeout=300)
+    told = (tmp_path / "errors").read_text()
+    assert process.returncode == 0, told
+    assert len(set(killed)) == len(long)
+    assert "_transcribe failed" in told, told
+    results = [json.loads(line) for line in lines.splitlines()]
+    assert [Path(result["file"]) for result in results] == recordings
+    assert [result["text"] for result in results] == wanted
 
 
 def test_what_cannot_be_read_is_told_and_the_others_go_on(address: str, tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     found = subprocess.run(
-        [*command(address)[:3], str(tmp_path / "empty.wav"), str(CLIPS[0]), "--ray", address],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
+        command(address, tmp_path / "empty.wav", CLIPS[0]), capture_output=True, text=True, cwd=ROOT, timeout=300
     )
     assert found.returncode == 1
     assert "empty.wav is empty (0 bytes)" in found.stderr
@@ -77,7 +102,7 @@ def test_what_cannot_be_read_is_told_and_the_others_go_on(address: str, tmp_path
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
-    found = subprocess.run(command("127.0.0.1:1"), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    found = subprocess.run(command("127.0.0.1:1", CLIPS[0]), capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert found.returncode == 1
     assert "there is no Ray cluster at 127.0.0.1:1" in found.stderr
     assert "Traceback" not in found.stderr

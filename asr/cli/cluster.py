@@ -3,11 +3,11 @@
 import logging
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 from asr.errors import ASRError
 from asr.transcript import Segment
@@ -17,22 +17,29 @@ CONNECT_SECONDS = 10.0
 LOCAL = "local"  # address of a cluster of this machine alone, for as long as the command runs
 
 
-def transcribe(address: str, recordings: Sequence[Path], options: dict[str, Any], nbest: int) -> "list[Heard]":
+@contextmanager
+def transcribe(
+    address: str, recordings: Sequence[Path], options: dict[str, Any], nbest: int
+) -> "Iterator[list[Heard]]":
     """Begins with all recordings, each a task of one core; what each gives can be waited for in any order.
 
     address: of a running cluster, "auto" for that of this machine, or "local". options: of `asr.load`. The workers need
     this package, the model and the recordings at the same paths. ASRError where there is no such cluster.
+    sys.stdout is standard error until the end: Ray prints there, even while it shuts down, of workers that are lost.
     """
     import ray
 
     _check(address)
-    sys.stdout = cast(TextIO, _Stdout(sys.stdout))
-    try:
-        ray.init(None if address == LOCAL else address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ASRError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
-    task = ray.remote(num_cpus=1, max_retries=RETRIES)(_transcribe)
-    return [Heard(task.remote(str(path.resolve()), sorted(options.items()), nbest), ray) for path in recordings]
+    with redirect_stdout(sys.stderr):
+        try:
+            ray.init(None if address == LOCAL else address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ASRError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        try:
+            task = ray.remote(num_cpus=1, max_retries=RETRIES)(_transcribe)
+            yield [Heard(task.remote(str(path.resolve()), sorted(options.items()), nbest), ray) for path in recordings]
+        finally:
+            ray.shutdown()
 
 
 def _check(address: str) -> None:
@@ -44,17 +51,6 @@ def _check(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise ASRError(f"there is no Ray cluster at {address}: {error.strerror or error}") from None
-
-
-class _Stdout:
-    """Standard output for this thread; what others print, such as Ray of a worker lost, goes to standard error."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._thread = threading.get_ident()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out if threading.get_ident() == self._thread else sys.stderr, name)
 
 
 class Heard:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from asr.cli import FAILURE, UsageError, endpoints, hotwords
 from asr.cli.bar import Bar
@@ -77,21 +77,22 @@ def run(args: argparse.Namespace) -> int:
 
     decoder = "greedy" if args.greedy else "beam" if args.nbest > 1 else "auto"
     options: dict[str, Any] = {"decoder": decoder, "rules": rules, "gate": gate, "hotwords": wanted}
-    if args.ray:
-        from asr.cli import cluster
-        from asr.recognizer import find_model
-        from asr.runtime import ModelConfig
-
-        directory = find_model(args.model)
-        model = ModelConfig.load(directory).name
-        named = {"name_or_dir": str(directory.resolve()), **options}
-        heard = cluster.transcribe(args.ray, recordings, named, args.nbest)
-    else:
-        recognizer = asr.load(args.model, **options)
-        model = recognizer.model.config.name
     names = output_names(recordings)
     failed = len(problems)
-    with Bar(len(recordings), _worth_a_bar(recordings)) as bar:
+    with Bar(len(recordings), _worth_a_bar(recordings)) as bar, ExitStack() as stack:
+        out = sys.stdout
+        if args.ray:
+            from asr.cli import cluster
+            from asr.recognizer import find_model
+            from asr.runtime import ModelConfig
+
+            directory = find_model(args.model)
+            model = ModelConfig.load(directory).name
+            named = {"name_or_dir": str(directory.resolve()), **options}
+            heard = stack.enter_context(cluster.transcribe(args.ray, recordings, named, args.nbest))
+        else:
+            recognizer = asr.load(args.model, **options)
+            model = recognizer.model.config.name
         for number, (recording, name) in enumerate(zip(recordings, names, strict=True)):
             if args.output_dir and name != _stem(recording):
                 _complain(f"{recording} goes to {name}.*, because another recording is named {_stem(recording)} too")
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
                     formats = FORMATS if args.format == "all" else (args.format,)
                     write(segments, args.output_dir / name, formats, model)
                 else:
-                    write_to_stdout(segments, args.format, str(recording) if len(recordings) > 1 else None, model)
+                    write_out(out, segments, args.format, str(recording) if len(recordings) > 1 else None, model)
             except ASRError as error:
                 _complain(str(error))
                 failed += 1
@@ -177,7 +178,7 @@ def write(segments: "Iterable[Segment]", path: Path, formats: Iterable[str], mod
                 writer.write(segment)
 
 
-def write_to_stdout(segments: "Iterator[Segment]", name: str, heading: str | None, model: str) -> None:
+def write_out(out: TextIO, segments: "Iterator[Segment]", name: str, heading: str | None, model: str) -> None:
     """Prints each segment as it comes; a heading sets the recording apart from others.
 
     Where there is a heading, JSON is one line a recording with the heading as "file".
@@ -187,12 +188,12 @@ def write_to_stdout(segments: "Iterator[Segment]", name: str, heading: str | Non
     if heading is not None and name == "json":
         text = io.StringIO()
         _write_all(WRITERS[name](text, model), segments)
-        print(json.dumps({"file": heading, **json.loads(text.getvalue())}, ensure_ascii=False), flush=True)
+        print(json.dumps({"file": heading, **json.loads(text.getvalue())}, ensure_ascii=False), file=out, flush=True)
         return
     first = list(islice(segments, 1))  # a recording that cannot be read gets no heading
     if heading is not None:
-        print(f"==> {heading} <==")
-    _write_all(WRITERS[name](sys.stdout, model), chain(first, segments))
+        print(f"==> {heading} <==", file=out)
+    _write_all(WRITERS[name](out, model), chain(first, segments))
 
 
 def _write_all(writer: "Writer", segments: "Iterable[Segment]") -> None:
