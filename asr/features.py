@@ -89,6 +89,11 @@ class LogMel:
         frames = self._frames(pending, blocks * BLOCK)
         return frames, pending[blocks * BLOCK * self.config.hop :].copy()
 
+    def wanted(self, frames: int, state: Samples) -> int:
+        """Samples that bring so many more frames."""
+        whole = -(-frames // BLOCK) * BLOCK
+        return (whole - 1) * self.config.hop + self.config.window - len(state)
+
     def flush(self, state: Samples) -> Frames:
         """The complete frames that wait for their block; samples that fill no window are dropped."""
         wanted = self._complete_frames(len(state))

@@ -192,6 +192,13 @@ class Stream:
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
 
+    @property
+    def wanted(self) -> int:
+        """Samples without which nothing more is decoded; it may take some more of them."""
+        if self._gate:
+            return 1
+        return max(1, int(self._front.wanted * self.sample_rate / self._model.config.features.sample_rate))
+
     def set_hotwords(self, hotwords: Wanted | Hotwords | None) -> None:
         """Listens for these hot-words, as `Recognizer.stream` takes them, in place of any others.
 
@@ -294,6 +301,12 @@ class _FrontEnd:
         self.state = model.start()  # of the encoder
         self.known_emissions = math.ceil(known / (model.config.features.hop * model.config.subsampling))
         self._early = model.config.lookahead + self.known_emissions  # emissions still to come that are dropped
+
+    @property
+    def wanted(self) -> int:
+        """Samples that complete the next chunk, where the model has any."""
+        frames = self._config.chunk_frames - sum(map(len, self._frames))
+        return self._log_mel.wanted(frames, self._samples)
 
     def tail(self, seconds: Seconds) -> Samples:
         """Silence after which the emissions of all samples, and of `seconds` more, are out."""

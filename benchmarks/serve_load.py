@@ -1,114 +1,164 @@
-"""How many live streams a server carries, and how late they hear of what they sent.
+"""How many live streams a server carries on this machine, and how late they hear of what they sent.
 
-    python benchmarks/serve_load.py tests/data --streams 10 50 100 200 300
+    python benchmarks/serve_load.py SPEECH [--json OUT] [--markdown OUT] [-- OPTION ...]
 
-starts `asr serve` and, from a second process, opens so many WebSockets at a time, each of which sends real speech in
-real time. A chunk's latency is from the sending of the last sample that an event is about to the event; that of a word
-is from its end in the audio to the first event that shows it, and so holds what model and search wait for. The table
-has a row for each number of streams; --json writes it to a file. With --url servers that run already share the streams.
-The processor time that a second of audio costs says what an idle machine would carry, where this one is not idle.
+starts `asr serve` (with the options after `--`) and, from a second process, opens N WebSockets at a time, each of which
+sends real speech in real time; N grows and is then halved in on, until the largest is known at which nobody is refused,
+no audio is lost and 99 of 100 chunks are answered within --bar seconds. A chunk's latency is from the moment at which
+its last sample would have been spoken to the event about it; that of a word is from its end in the audio to the first
+event that shows it, and so holds what model and search wait for.
+
+The processor time is that of the server's event loops ("loop"), of its other threads, which recognise ("decode"), and
+of this program, which shares the machine, each for a second of one stream. "others" is what further programs took of
+all cores in the meantime: figures with much of that are not those of an idle machine. With --streams N ... these
+numbers alone are measured; with --url servers that run already share the streams.
 """
 
 import argparse
 import asyncio
+import base64
 import json
+import os
 import random
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 import soundfile
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 16_000  # Hz
 SUFFIXES = (".flac", ".ogg", ".wav")
+SLOT = 0.005  # seconds; all messages that are due in a slot are sent at its end
+SPREAD = 2.0  # seconds in which the streams of a step begin
+PATIENCE = 5.0  # seconds for the last words
+START = json.dumps({"type": "start", "sample_rate": RATE}).encode()
+FINISH = b'{"type": "finish"}'
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10  # opcodes of RFC 6455
 
 
-@dataclass
-class Heard:
-    """What one stream measured, in seconds."""
-
-    chunks: list[float] = field(default_factory=list)
-    words: list[float] = field(default_factory=list)
-    lost: float = 0.0
-    refused: str = ""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One number of streams."""
+    """One number of streams; latencies in seconds, processor time in ms for a second of one stream."""
 
     streams: int
-    refused: int
+    failed: int  # refused or broken off
     lost_seconds: float
     chunk_p50: float
     chunk_p99: float
     word_p50: float
     word_p90: float
-    server_ms: float  # of processor time for a second of audio
+    loop_ms: float
+    decode_ms: float
+    generator_ms: float
+    generator_late: float  # 99th percentile of how late this program sent
+    others: float  # share of all cores
+
+    def passes(self, bar: float) -> bool:
+        """Whether the server carries so many."""
+        return self.failed == 0 and self.lost_seconds == 0 and self.chunk_p99 < bar
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the table and the largest number, and writes them where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path, help="folder of recordings")
-    parser.add_argument("--streams", type=int, nargs="+", default=[10, 50, 100, 200, 300])
-    parser.add_argument("--seconds", type=float, default=20.0, help="of every stream")
-    parser.add_argument("--chunk", type=float, default=0.1, help="seconds of a message")
-    parser.add_argument("--model", default="en")
-    parser.add_argument("--greedy", action="store_true")
+    parser.add_argument("--streams", type=int, nargs="+", help="measure these, in place of looking for the most")
+    parser.add_argument("--most", type=int, default=1000, help="streams that are tried (default: 1000)")
+    parser.add_argument("--bar", type=float, default=0.3, help="seconds for 99 %% of chunks (default: 0.3)")
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which no other number is tried")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of every stream (default: 20)")
+    parser.add_argument("--chunk", type=float, default=0.1, help="seconds of a message (default: 0.1)")
     parser.add_argument("--url", nargs="+", help="of servers that run already, instead of starting one")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--markdown", type=Path, metavar="OUT")
+    own, options = split(sys.argv[1:])
+    args = parser.parse_args(own)
     pcm = speech(args.speech)
-    options = ["--model", args.model, *(["--greedy"] if args.greedy else [])]
-    with server(options, max(args.streams)) if not args.url else running(args.url) as (urls, pid):
-        print("streams  refused  lost s   chunk p50 / p99      word p50 / p90     CPU for 1 s")
-        rows = []
-        for streams in args.streams:
-            row = asyncio.run(measure(urls, pid, pcm, streams, args.seconds, args.chunk))
-            rows.append(row)
-            print(
-                f"{row.streams:7} {row.refused:8} {row.lost_seconds:7.2f} {row.chunk_p50:8.3f} / {row.chunk_p99:.3f} s"
-                f"  {row.word_p50:8.3f} / {row.word_p90:.3f} s {row.server_ms:9.1f} ms",
-                flush=True,
-            )
+    rows: list[Row] = []
+    with server(options, args.most) if not args.url else running(args.url) as (urls, pid):
+        print("\n".join(heading()), flush=True)
+
+        def carries(streams: int) -> bool:
+            rows.append(asyncio.run(measure(urls, pid, pcm, streams, args.seconds, args.chunk)))
+            print(line(rows[-1]), flush=True)
+            return rows[-1].passes(args.bar)
+
+        if args.streams:
+            for streams in args.streams:
+                carries(streams)
+            most = max((row.streams for row in rows if row.passes(args.bar)), default=0)
+        else:
+            most = largest(carries, args.most, time.monotonic() + args.limit)
+    result = f"{most} streams on {os.cpu_count()} cores, with 99 % of chunks within {args.bar:g} s and no audio lost"
+    print(result)
     if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        args.json.write_text(json.dumps({"most": most, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text("\n".join([*heading(), *map(line, rows), "", result, ""]))
 
 
-def speech(folder: Path) -> np.ndarray:
-    """All 16 kHz recordings of a folder, one after the other, as 16-bit samples."""
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments before "--", and after it."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
+def largest(carries: Callable[[int], bool], most: int, until: float) -> int:
+    """The largest number carried: doubled until one is not, then halved in on to a twentieth, while there is time."""
+    low, high, step = 0, None, min(16, most)
+    while time.monotonic() < until and low < most and (high is None or high - low > max(1, low // 20)):
+        if carries(step):
+            low = step
+        else:
+            high = step
+        step = min(2 * low, most) if high is None else (low + high) // 2
+    return low
+
+
+def heading() -> list[str]:
+    """The first lines of the table."""
+    names = "streams, failed, audio lost, chunk p50 / p99, word p50 / p90, loop, decode, this program, others"
+    return [f"| {names.replace(', ', ' | ')} |", "|" + "-:|" * (names.count(",") + 1)]
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    return (
+        f"| {row.streams} | {row.failed} | {row.lost_seconds:.2f} s | {row.chunk_p50:.3f} / {row.chunk_p99:.3f} s "
+        f"| {row.word_p50:.3f} / {row.word_p90:.3f} s | {row.loop_ms:.2f} ms | {row.decode_ms:.2f} ms "
+        f"| {row.generator_ms:.2f} ms, {1000 * row.generator_late:.0f} ms late | {100 * row.others:.0f} % |"
+    )
+
+
+def speech(folder: Path) -> bytes:
+    """All 16 kHz recordings of a folder, one after the other and again, as 16-bit samples; five minutes or more."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)[:100]
     read = [soundfile.read(path, dtype="int16") for path in paths]
-    return np.concatenate([samples for samples, rate in read if rate == RATE and samples.ndim == 1])
+    pcm = b"".join(samples.tobytes() for samples, rate in read if rate == RATE and samples.ndim == 1)
+    if not pcm:
+        raise SystemExit(f"{folder} has no mono recordings of {RATE} Hz; name another folder")
+    return pcm * (2 + 300 * 2 * RATE // len(pcm))
 
 
 @contextmanager
 def server(options: list[str], streams: int) -> Iterator[tuple[list[str], int | None]]:
     """A server of its own."""
-    command = [
-        sys.executable,
-        str(ROOT / "run_asr.py"),
-        "serve",
-        "--port",
-        "0",
-        "--max-streams",
-        str(streams),
-        *options,
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(ROOT / "run_asr.py"), "serve", "--port", "0", "--max-streams", str(streams)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
-        line = next((line for line in process.stderr if "serving at" in line), "")
-        yield [line.split()[2]], process.pid
+        said = next((said for said in process.stderr if "serving at" in said), "")
+        yield [said.split()[2]], process.pid
     finally:
         process.terminate()
         process.wait()
@@ -120,90 +170,196 @@ def running(urls: list[str]) -> Iterator[tuple[list[str], int | None]]:
     yield urls, None
 
 
-async def measure(urls: list[str], pid: int | None, pcm: np.ndarray, streams: int, seconds: float, chunk: float) -> Row:
+class Stream(asyncio.Protocol):
+    """One WebSocket; notes what comes, and reads it when all is over, so as to take little of the machine."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._held = b""
+        self._upgraded = False
+        self.came: list[tuple[float, bytes]] = []  # events, with their moments
+        self.ready, self.over = asyncio.Event(), asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        key = base64.b64encode(os.urandom(16)).decode()
+        self._transport.write(
+            f"GET /v1/stream HTTP/1.1\r\nHost: {self._host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+
+    def send(self, opcode: int, payload: bytes) -> None:
+        """A whole message; its mask is zero, which leaves the payload as it is."""
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+        self._transport.write(bytes([0x80 | opcode]) + length + b"\0\0\0\0" + payload)
+
+    def data_received(self, data: bytes) -> None:
+        self._held += data
+        if not self._upgraded:
+            _, end, rest = self._held.partition(b"\r\n\r\n")
+            if not end:
+                return
+            self._upgraded, self._held = True, rest
+            self.send(TEXT, START)
+        now = self._loop.time()
+        while (frame := self._frame()) is not None:
+            opcode, payload = frame
+            if opcode == TEXT:
+                self.came.append((now, payload))
+                self.ready.set()
+            elif opcode == PING:
+                self.send(PONG, payload)
+            elif opcode == CLOSE:
+                self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ready.set()
+        self.over.set()
+
+    def close(self) -> None:
+        """Drops the connection."""
+        self._transport.abort()
+
+    def _frame(self) -> tuple[int, bytes] | None:
+        """The next message of the server, as soon as it is whole."""
+        held = self._held
+        begin, size = 2, held[1] if len(held) > 1 else 0
+        if size >= 126:
+            begin = 4 if size == 126 else 10
+            size = int.from_bytes(held[2:begin], "big")
+        if len(held) < 2 or len(held) < begin + size:
+            return None
+        self._held = held[begin + size :]
+        return held[0] & 0x0F, held[begin : begin + size]
+
+
+async def measure(urls: list[str], pid: int | None, pcm: bytes, streams: int, seconds: float, chunk: float) -> Row:
     """One row, of streams that begin at any place in the speech and at any moment of a chunk."""
-    choice = random.Random(streams)
-    cpu = _cpu(pid)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        tasks = []
-        for number in range(streams):
-            offset = choice.randrange(len(pcm))
-            samples = np.roll(pcm, -offset)[: int(seconds * RATE)] if len(pcm) < 10**7 else pcm[offset:]
-            tasks.append(one(session, urls[number % len(urls)], samples, choice.uniform(0, 2), chunk))
-        heard = await asyncio.gather(*tasks)
-    audio = streams * seconds
-    chunks = np.array([late for h in heard for late in h.chunks] or [np.nan])
-    words = np.array([late for h in heard for late in h.words] or [np.nan])
-    (chunk_p50, chunk_p99), (word_p50, word_p90) = np.quantile(chunks, (0.5, 0.99)), np.quantile(words, (0.5, 0.9))
+    loop, choice = asyncio.get_running_loop(), random.Random(streams)
+    places = [(parts.hostname or "", parts.port or 80) for parts in map(urlsplit, urls)]
+    opened: list[Stream] = []
+    for number in range(streams):
+        host, port = places[number % len(places)]
+        _, stream = await loop.create_connection(partial(Stream, f"{host}:{port}"), host, port)
+        opened.append(stream)
+    await asyncio.gather(*(stream.ready.wait() for stream in opened))
+    slots = round(chunk / SLOT)
+    pieces = round(seconds / chunk)
+    size = round(chunk * RATE) * 2
+    starts = [choice.randrange(round(SPREAD / SLOT)) for _ in opened]  # slots
+    offsets = [2 * choice.randrange((len(pcm) - pieces * size) // 2) for _ in opened]
+    due: list[list[int]] = [[i for i, start in enumerate(starts) if start % slots == phase] for phase in range(slots)]
+    late = []
+    before, origin = _Processor.read(pid), loop.time() + 0.05
+    for slot in range(slots, max(starts) + slots * (pieces + 1) + 1):
+        if chosen := due[slot % slots]:
+            await asyncio.sleep(max(0.0, origin + slot * SLOT - loop.time()))
+            late.append(loop.time() - origin - slot * SLOT)
+        for i in chosen:
+            piece = (slot - starts[i]) // slots - 1
+            begin = offsets[i] + piece * size
+            if 0 <= piece < pieces:
+                opened[i].send(BINARY, pcm[begin : begin + size])
+            elif piece == pieces:
+                opened[i].send(TEXT, FINISH)
+    used = _Processor.read(pid) - before
+    await asyncio.wait([asyncio.ensure_future(s.over.wait()) for s in opened], timeout=PATIENCE)
+    for stream in opened:
+        stream.close()
+    heard = [_heard(s.came, origin + start * SLOT, chunk, seconds) for s, start in zip(opened, starts, strict=True)]
+    chunks, words = ([late for one in heard for late in getattr(one, name)] or [np.nan] for name in ("chunks", "words"))
+    per_second = 1000 / (streams * seconds)
     return Row(
         streams,
-        refused=sum(bool(h.refused) for h in heard),
-        lost_seconds=round(sum(h.lost for h in heard), 3),
-        chunk_p50=round(float(chunk_p50), 3),
-        chunk_p99=round(float(chunk_p99), 3),
-        word_p50=round(float(word_p50), 3),
-        word_p90=round(float(word_p90), 3),
-        server_ms=round(1000 * (_cpu(pid) - cpu) / audio, 1),
+        failed=sum(one.failed for one in heard),
+        lost_seconds=round(sum(one.lost for one in heard), 3),
+        chunk_p50=_quantile(chunks, 0.5),
+        chunk_p99=_quantile(chunks, 0.99),
+        word_p50=_quantile(words, 0.5),
+        word_p90=_quantile(words, 0.9),
+        loop_ms=round(used.loop * per_second, 3),
+        decode_ms=round(used.decode * per_second, 3),
+        generator_ms=round(used.generator * per_second, 3),
+        generator_late=_quantile(late, 0.99),
+        others=round(max(0.0, used.busy - used.loop - used.decode - used.generator) / used.all, 3),
     )
 
 
-async def one(session: aiohttp.ClientSession, url: str, samples: np.ndarray, wait: float, chunk: float) -> Heard:
-    """One stream in real time."""
-    await asyncio.sleep(wait)
-    heard = Heard()
-    async with session.ws_connect(url.replace("http", "ws", 1) + "/v1/stream", compress=0) as socket:
-        await socket.send_str(json.dumps({"type": "start", "sample_rate": RATE}))
-        first = await socket.receive_json()
-        if first["type"] != "ready":
-            return Heard(refused=first["code"])
-        start = time.monotonic()
-        sending = asyncio.create_task(send(socket, samples, start, chunk))
-        await listen(socket, heard, start, chunk, len(samples) / RATE)
-        await sending
-    return heard
+@dataclass
+class _Heard:
+    """What one stream measured, in seconds."""
+
+    chunks: list[float]
+    words: list[float]
+    lost: float
+    failed: bool
 
 
-async def send(socket: aiohttp.ClientWebSocketResponse, samples: np.ndarray, start: float, chunk: float) -> None:
-    """Sends every chunk at the moment at which its last sample would have been spoken."""
-    size = int(chunk * RATE)
-    for begin in range(0, len(samples), size):
-        piece = samples[begin : begin + size]
-        await asyncio.sleep(max(0.0, start + (begin + len(piece)) / RATE - time.monotonic()))
-        await socket.send_bytes(piece.tobytes())
-    await socket.send_str('{"type": "finish"}')
-
-
-async def listen(
-    socket: aiohttp.ClientWebSocketResponse, heard: Heard, start: float, chunk: float, seconds: float
-) -> None:
-    """Notes when what is heard of."""
+def _heard(came: list[tuple[float, bytes]], start: float, chunk: float, seconds: float) -> _Heard:
+    """Reads the events of a stream whose audio began at a moment."""
+    heard = _Heard([], [], seconds, True)
     shown: list[tuple[float, list[str]]] = []  # texts of the open segment, with the moments at which they came
-    heard.lost = seconds
-    async for message in socket:
-        event: dict[str, Any] = json.loads(message.data)
-        now = time.monotonic() - start
+    for moment, payload in came:
+        event: dict[str, Any] = json.loads(payload)
+        now = moment - start
         if event["type"] == "done":
-            heard.lost = seconds - event["seconds"]
-        elif event["type"] == "error":
-            heard.refused = event["code"]
-        else:
-            sent = min(seconds, -(-event["heard"] // chunk) * chunk)  # when the chunk of that second was sent
+            heard.lost, heard.failed = round(seconds - event["seconds"], 3), False
+        elif event["type"] in ("partial", "final"):
             if event["heard"] < seconds:
+                sent = -(-round(event["heard"] / chunk, 3) // 1) * chunk  # when the chunk of that second was complete
                 heard.chunks.append(max(0.0, now - sent))
             shown.append((now, event["text"].split()))
         if event["type"] == "final":
             for i, word in enumerate(event["words"]):
-                came = next(moment for moment, texts in shown if texts[i : i + 1] == [word["text"]])
-                heard.words.append(came - word["end"])
+                first = next(moment for moment, texts in shown if texts[i : i + 1] == [word["text"]])
+                heard.words.append(first - word["end"])
             shown.clear()
+    return heard
 
 
-def _cpu(pid: int | None) -> float:
-    """Seconds of processor that a process has used."""
-    if pid is None:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+def _quantile(values: list[float], share: float) -> float:
+    return round(float(np.quantile(values, share)), 4)
+
+
+@dataclass(frozen=True)
+class _Processor:
+    """Seconds of processor used so far: by the server's event loops, its other threads, this program, and by all."""
+
+    loop: float
+    decode: float
+    generator: float
+    busy: float
+    all: float
+
+    @classmethod
+    def read(cls, pid: int | None) -> "_Processor":
+        """pid: of the server, which may have children; None where it is somewhere else."""
+        loop = decode = 0.0
+        for process in _family(pid) if pid else ():
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                if int(thread.name) == process:
+                    loop += _ticks(thread)
+                else:
+                    decode += _ticks(thread)
+        mine = resource.getrusage(resource.RUSAGE_SELF)
+        ticks = [int(field) / 100 for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return cls(loop, decode, mine.ru_utime + mine.ru_stime, sum(ticks) - sum(ticks[3:5]), sum(ticks))
+
+    def __sub__(self, other: "_Processor") -> "_Processor":
+        return _Processor(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in _family(int(child)))]
+
+
+def _ticks(thread: Path) -> float:
+    used = (thread / "stat").read_text().rpartition(")")[2].split()
+    return (int(used[11]) + int(used[12])) / 100
 
 
 if __name__ == "__main__":

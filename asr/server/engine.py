@@ -5,7 +5,9 @@ large as the load, and nothing is put off in order to fill one. The numbers of a
 share its batches: see `asr.runtime.Model.step`.
 """
 
+import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -19,12 +21,13 @@ from asr.segmenter import Hypothesis, LogProbs
 from asr.server.metrics import Metrics
 
 MOST_IN_BATCH = 64  # streams; more would be no faster each, and would wait longer for the first result
+REPORT_SECONDS = 0.01  # for which reports gather, so that the event loop is woken once for many
 
 Report = Callable[[list[Hypothesis], Exception | None], None]
 
 
 class Engine:
-    """Runs the steps of streams on a thread of its own."""
+    """Runs the steps of streams on a thread of its own, for the event loop that makes it."""
 
     def __init__(self, model: Model, metrics: Metrics) -> None:
         if not model.config.streaming:
@@ -33,14 +36,17 @@ class Engine:
             )
         self._model = model
         self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
         self._tasks: deque[_Task] = deque()
+        self._over: list[_Task] = []  # to be reported
+        self._reported = 0.0  # when
         self._closed = False
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, steps: Steps, report: Report) -> None:
-        """Runs the steps of a stream and reports the hypotheses, or the error, from the engine's thread."""
+        """Runs the steps of a stream and reports the hypotheses, or the error, on the event loop."""
         with self._change:
             self._tasks.append(_Task(steps, report))
             self._change.notify()
@@ -61,12 +67,27 @@ class Engine:
                 self._tasks.clear()
                 if self._closed and not arrived and not ready:
                     return
-            ready.extend(task for task in arrived if task.begin())
+            ready.extend(task for task in arrived if self._has_chunk(task, None))
             batch = [ready.popleft() for _ in range(min(len(ready), MOST_IN_BATCH))]
             if batch:
-                ready.extend(
-                    task for task, result in zip(batch, self._encode(batch), strict=True) if task.go_on(result)
-                )
+                results = zip(batch, self._encode(batch), strict=True)
+                ready.extend(task for task, result in results if self._has_chunk(task, result))
+            self._report()
+
+    def _has_chunk(self, task: "_Task", result: tuple[LogProbs, State] | None) -> bool:
+        """Takes a task to its next chunk; one that is over is reported."""
+        if task.advance(result):
+            return True
+        self._over.append(task)
+        if time.monotonic() - self._reported > REPORT_SECONDS:
+            self._report()
+        return False
+
+    def _report(self) -> None:
+        over, self._over = self._over, []
+        self._reported = time.monotonic()
+        if over:
+            self._loop.call_soon_threadsafe(_tell, over)
 
     def _encode(self, batch: "list[_Task]") -> list[tuple[LogProbs, State]]:
         """The encoder on one chunk of each task; every state is a copy, so that none keeps those of others alive."""
@@ -87,22 +108,26 @@ class _Task:
     def __init__(self, steps: Steps, report: Report) -> None:
         self._steps = steps
         self._report = report
+        self._found: list[Hypothesis] = []
+        self._error: Exception | None = None
 
-    def begin(self) -> bool:
-        """To the first chunk; False where the steps are over before one, which is reported."""
-        return self._advance(lambda: next(self._steps))
-
-    def go_on(self, result: tuple[LogProbs, State]) -> bool:
-        """With what the encoder has made of the chunk; False where the steps are over, which is reported."""
-        return self._advance(lambda: self._steps.send(result))
-
-    def _advance(self, step: Callable[[], tuple[Frames, State]]) -> bool:
+    def advance(self, result: tuple[LogProbs, State] | None) -> bool:
+        """Goes on with what the encoder made of the chunk, None before the first; False where the steps are over."""
         try:
-            self.features, self.state = step()
+            self.features, self.state = next(self._steps) if result is None else self._steps.send(result)
         except StopIteration as done:
-            self._report(done.value, None)
+            self._found = done.value
         except Exception as error:  # a stream that fails must not take the others along
-            self._report([], error)
+            self._error = error
         else:
             return True
         return False
+
+    def report(self) -> None:
+        """Tells what came of it."""
+        self._report(self._found, self._error)
+
+
+def _tell(tasks: list[_Task]) -> None:
+    for task in tasks:
+        task.report()

@@ -8,6 +8,7 @@ from functools import lru_cache
 from asr.recognizer import Recognizer
 from asr.server.engine import Engine
 from asr.server.metrics import Metrics
+from asr.server.patience import Patience
 from asr.server.refusal import Refusal
 from asr.server.session import Session
 from asr.server.settings import Limits, StreamSettings
@@ -28,7 +29,7 @@ class Service:
         self._taken = 0
         self._left = asyncio.Event()  # a place has been left
         self._draining_until: asyncio.Timeout | None = None
-        self._deadlines: set[asyncio.Timeout] = set()
+        self._patient: set[Patience] = set()  # with each client
         self._weighted = lru_cache(WEIGHTS_KEPT)(recognizer.weighted)
 
     @property
@@ -68,24 +69,18 @@ class Service:
         finally:
             session.abandon()
 
-    @asynccontextmanager
-    async def patience(self) -> AsyncIterator[None]:
-        """The time for which a client may send nothing; Refusal where it is over, or the server ends."""
-        try:
-            async with asyncio.timeout(0 if self.ending else self.limits.idle_seconds) as deadline:
-                self._deadlines.add(deadline)
-                try:
-                    yield
-                finally:
-                    self._deadlines.discard(deadline)
-        except TimeoutError:
-            raise self.impatience() from None
-
-    def impatience(self) -> Refusal:
-        """What a client hears that was waited for no longer."""
+    @contextmanager
+    def patience(self) -> Iterator[Patience]:
+        """That with one client."""
+        patience = Patience(self.limits.idle_seconds)
+        self._patient.add(patience)
         if self.ending:
-            return Refusal("shutdown", "the server goes down; begin again with another one")
-        return Refusal("idle", f"nothing came for {self.limits.idle_seconds:g} seconds; send audio without such pauses")
+            patience.end()
+        try:
+            yield patience
+        finally:
+            patience.close()
+            self._patient.discard(patience)
 
     async def drain(self, seconds: float) -> None:
         """Takes no new streams, and returns when none is left or after `seconds`."""
@@ -101,8 +96,8 @@ class Service:
     async def end(self, seconds: float) -> None:
         """Ends the streams that live, each with its last words; returns when none is left or after `seconds`."""
         self.draining = self.ending = True
-        for deadline in self._deadlines:
-            deadline.reschedule(asyncio.get_running_loop().time())
+        for patience in self._patient:
+            patience.end()
         await self.drain(seconds)
 
     def hurry(self) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,13 @@ class Session:
         self._metrics = metrics
         self._longest = longest
         self._loop = asyncio.get_running_loop()
-        self._held: deque[Pcm] = deque()
+        self._held: deque[tuple[Seconds, Pcm]] = deque()  # with the moments at which they came
         self._held_samples = 0
-        self._since = 0.0  # when the oldest of them came
         self._fed = self._decoded = 0  # samples
         self._working = self._finishing = self._over = False
         self._results: deque[list[Hypothesis]] = deque()
         self._error: Exception | None = None
-        self._wake = asyncio.Event()
+        self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []  # for what, and who
 
     @property
     def seconds(self) -> Seconds:
@@ -51,15 +51,11 @@ class Session:
             return
         if (self._fed + len(samples)) / self.stream.sample_rate > self._longest:
             raise Refusal("too_long", f"the stream is longer than {self._longest:g} seconds; begin another one")
-        self._since = self._since if self._held else time.monotonic()
         self._fed += len(samples)
-        self._held.append(samples)
+        self._held.append((time.monotonic(), samples))
         self._held_samples += len(samples)
         self._start()
-        while not self._over and (
-            self._held_samples > HELD_SECONDS * self.stream.sample_rate or len(self._results) > MOST_RESULTS
-        ):
-            await self._change()
+        await self._until(self._has_room)
 
     async def accept(self, samples: Pcm) -> list[Hypothesis]:
         """The hypotheses that samples bring, when all of them are decoded; not for use beside `results`."""
@@ -74,13 +70,13 @@ class Session:
     async def results(self) -> AsyncIterator[list[Hypothesis]]:
         """The hypotheses as they come, until the stream is finished; raises what has gone wrong in it."""
         while True:
+            await self._until(lambda: bool(self._results) or self._over)
             while self._results:
                 yield self._taken()
             if self._error:
                 raise self._error
             if self._over:
                 return
-            await self._change()
 
     def finish(self) -> None:
         """There is no more audio."""
@@ -92,54 +88,75 @@ class Session:
         self._over = True
         self._held.clear()
         self._held_samples = 0
-        self._wake.set()
+        self._changed()
 
     async def _settled(self) -> list[Hypothesis]:
         found: list[Hypothesis] = []
         while True:
+            await self._until(lambda: bool(self._results) or not self._working)
             while self._results:
                 found += self._taken()
             if self._error:
                 raise self._error
             if not self._working:
                 return found
-            await self._change()
 
     def _taken(self) -> list[Hypothesis]:
-        self._wake.set()
-        return self._results.popleft()
+        found = self._results.popleft()
+        self._changed()
+        return found
 
-    async def _change(self) -> None:
-        self._wake.clear()
-        await self._wake.wait()
+    def _has_room(self) -> bool:
+        few = self._held_samples <= HELD_SECONDS * self.stream.sample_rate and len(self._results) <= MOST_RESULTS
+        return few or self._over
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        if holds():
+            return
+        waiter = holds, self._loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter[1]
+        finally:
+            self._waiting.remove(waiter)
+
+    def _changed(self) -> None:
+        for holds, waiter in self._waiting:
+            if not waiter.done() and holds():
+                waiter.set_result(None)
 
     def _start(self) -> None:
         """Gives the engine its next piece of work, if it has none of this stream and there is some."""
-        if self._working or self._over or not (self._held or self._finishing):
+        if self._working or self._over or not (self._finishing or self._held_samples >= self.stream.wanted):
             return
         self._working = True
-        since, samples = self._since, self._next_samples()
+        since = self._sufficed()
+        samples = self._next_samples()
         steps: Steps = self.stream.finishing() if samples is None else self.stream.accepting(samples)
-        count = 0 if samples is None else len(samples)
+        self._engine.submit(steps, partial(self._done, 0 if samples is None else len(samples), since))
 
-        def report(hypotheses: list[Hypothesis], error: Exception | None) -> None:
-            self._loop.call_soon_threadsafe(self._done, hypotheses, error, count, since)
-
-        self._engine.submit(steps, report)
+    def _sufficed(self) -> Seconds:
+        """When enough of the samples held had come for something to be decoded."""
+        count, wanted = 0, self.stream.wanted
+        for moment, samples in self._held:
+            count += len(samples)
+            if count >= wanted:
+                return moment
+        return time.monotonic()
 
     def _next_samples(self) -> Pcm | None:
         """As many of the samples held as the engine takes at a time, None where there are none."""
         if not self._held:
             return None
-        wanted = int(JOB_SECONDS * self.stream.sample_rate)
-        held = np.concatenate(self._held) if len(self._held) > 1 else self._held[0]
+        wanted, moment = int(JOB_SECONDS * self.stream.sample_rate), self._held[-1][0]
+        held = np.concatenate([samples for _, samples in self._held]) if len(self._held) > 1 else self._held[0][1]
         self._held.clear()
         if len(held) > wanted:
-            self._held.append(held[wanted:])
+            self._held.append((moment, held[wanted:]))
         self._held_samples = len(held) - len(held[:wanted])
         return held[:wanted]
 
-    def _done(self, hypotheses: list[Hypothesis], error: Exception | None, count: int, since: float) -> None:
+    def _done(self, count: int, since: float, hypotheses: list[Hypothesis], error: Exception | None) -> None:
         self._working = False
         self._decoded += count
         if count:
@@ -152,4 +169,4 @@ class Session:
         if error:
             self._error, self._over = error, True
         self._start()
-        self._wake.set()
+        self._changed()

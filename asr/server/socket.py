@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import WSMessage, WSMsgType, web
 
 from asr.errors import ASRError
+from asr.server.patience import Patience
 from asr.server.refusal import Refusal
 from asr.server.service import Service
 
@@ -25,10 +26,13 @@ class Gone(Exception):
 class Socket:
     """One client's WebSocket."""
 
-    def __init__(self, response: web.WebSocketResponse, request: web.Request, service: Service) -> None:
+    def __init__(
+        self, response: web.WebSocketResponse, request: web.Request, service: Service, patience: Patience
+    ) -> None:
         self.response = response
         self._request = request
         self._service = service
+        self._patience = patience
 
     @classmethod
     @asynccontextmanager
@@ -44,22 +48,23 @@ class Socket:
             protocols=protocols, heartbeat=PING_SECONDS, max_msg_size=service.limits.message, compress=False
         )
         await response.prepare(request)
-        socket = cls(response, request, service)
-        try:
-            yield socket
-            await socket._close(1000)
-        except Gone:
-            pass
-        except ASRError as error:
-            refusal = error if isinstance(error, Refusal) else Refusal("bad_audio", str(error))
-            await socket._refuse(refusal, explain)
-        except Exception:
-            log.exception("a stream failed")
-            await socket._refuse(Refusal("failure", "the server has failed; its log says more"), explain)
+        with service.patience() as patience:
+            socket = cls(response, request, service, patience)
+            try:
+                yield socket
+                await socket._close(1000)
+            except Gone:
+                pass
+            except ASRError as error:
+                refusal = error if isinstance(error, Refusal) else Refusal("bad_audio", str(error))
+                await socket._refuse(refusal, explain)
+            except Exception:
+                log.exception("a stream failed")
+                await socket._refuse(Refusal("failure", "the server has failed; its log says more"), explain)
 
     async def receive(self) -> WSMessage:
         """The next text or binary message. Refusal where none comes in time; Gone where none will."""
-        async with self._service.patience():
+        with self._patience:
             message = await self.response.receive()
         if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
             raise Gone

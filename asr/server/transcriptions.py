@@ -16,6 +16,7 @@ from asr.audio import duration, read_blocks
 from asr.errors import ASRError
 from asr.segmenter import Hypothesis
 from asr.server.events import Events
+from asr.server.patience import Patience
 from asr.server.refusal import Refusal
 from asr.server.service import Service
 from asr.server.session import Session
@@ -50,7 +51,8 @@ class Form:
 async def handle(request: web.Request, service: Service) -> web.StreamResponse:
     """One recording; a Refusal where it cannot be taken."""
     with service.place("http"), tempfile.NamedTemporaryFile(prefix="asr-") as file:
-        form = await _form(request, service, file)
+        with service.patience() as patience:
+            form = await _form(request, service, patience, file)
         rate = service.recognizer.model.config.features.sample_rate
         async with service.session(StreamSettings(sample_rate=rate, hotwords=_prompted(form.prompt))) as session:
             recording = _Recording(file, form.file_name, session)
@@ -60,7 +62,7 @@ async def handle(request: web.Request, service: Service) -> web.StreamResponse:
             return _answer(Transcript(tuple(segments), session.seconds), form)
 
 
-async def _form(request: web.Request, service: Service, file: IO[bytes]) -> Form:
+async def _form(request: web.Request, service: Service, patience: Patience, file: IO[bytes]) -> Form:
     """Reads the form, and its file into `file`, block by block."""
     if request.content_type != "multipart/form-data":
         raise Refusal("bad_message", f"the body is {request.content_type}; send a form, multipart/form-data")
@@ -68,7 +70,7 @@ async def _form(request: web.Request, service: Service, file: IO[bytes]) -> Form
     try:
         reader = await request.multipart()
         while True:
-            async with service.patience():
+            with patience:
                 part = await reader.next()
             if part is None:
                 break
@@ -76,9 +78,9 @@ async def _form(request: web.Request, service: Service, file: IO[bytes]) -> Form
                 raise Refusal("bad_message", "the form has a part without a name")
             if part.name == "file":
                 form.file_name = part.filename or "the file"
-                await _save(part, service, file)
+                await _save(part, service, patience, file)
             else:
-                _set(form, part.name, await _text(part, service))
+                _set(form, part.name, await _text(part, patience))
     except (ValueError, RuntimeError, web.HTTPException, ConnectionError) as error:
         if isinstance(error, Refusal):
             raise
@@ -88,10 +90,10 @@ async def _form(request: web.Request, service: Service, file: IO[bytes]) -> Form
     return form
 
 
-async def _save(part: BodyPartReader, service: Service, file: IO[bytes]) -> None:
+async def _save(part: BodyPartReader, service: Service, patience: Patience, file: IO[bytes]) -> None:
     size = file.tell()
     while True:
-        async with service.patience():
+        with patience:
             block = await part.read_chunk(2**18)
         if not block:
             return
@@ -101,10 +103,10 @@ async def _save(part: BodyPartReader, service: Service, file: IO[bytes]) -> None
         await asyncio.to_thread(file.write, block)
 
 
-async def _text(part: BodyPartReader, service: Service) -> str:
+async def _text(part: BodyPartReader, patience: Patience) -> str:
     data = bytearray()
     while True:
-        async with service.patience():
+        with patience:
             block = await part.read_chunk()
         if not block:
             return data.decode(errors="replace")

@@ -49,8 +49,9 @@ class _Client:
     async def serve(self) -> None:
         """One client, from its first event to its last."""
         try:
-            while True:
-                await self._answer(await self._receive())
+            with self._service.patience() as self._patience:
+                while True:
+                    await self._answer(await self._receive())
         except (_Gone, ConnectionError):
             pass
         except ASRError as error:
@@ -105,7 +106,7 @@ class _Client:
 
     async def _receive(self) -> Event:
         """The next event, as wyoming.event.async_read_event reads it, but with bounds on its length and its time."""
-        async with self._service.patience():
+        with self._patience:
             try:
                 line = await self._reader.readline()
             except ValueError:
