@@ -10,12 +10,12 @@ models, which are listed by themselves. Memory is the most that a process holds.
 """
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from configparser import ConfigParser
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -98,26 +98,27 @@ def until_output(*arguments: str) -> float:
 def sizes(model: str) -> list[Row]:
     """On disk."""
     package = folder_bytes(ROOT / "asr") / MB
-    needed = sum(map(distribution_bytes, requirements("asr"))) / MB
+    needed = sum(map(distribution_bytes, requirements())) / MB
     return [
         Row("installed without extras", "MB", package + needed),
         Row("model directory", "MB", folder_bytes(find_model(model)) / MB),
     ]
 
 
-def requirements(package: str) -> set[str]:
-    """Names of the distributions that a package needs here, without extras, and that these need."""
+def requirements() -> set[str]:
+    """Names of the distributions that the project needs here, without extras, and that these need."""
     from packaging.requirements import Requirement
 
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    waiting = setup["options"]["install_requires"].split("\n")
     found: set[str] = set()
-    waiting = [package]
     while waiting:
-        for text in metadata.requires(waiting.pop()) or []:
-            wanted = Requirement(text)
-            name = re.sub(r"[-_.]+", "-", wanted.name).lower()
-            if name not in found and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
-                found.add(name)
-                waiting.append(name)
+        text = waiting.pop()
+        wanted = Requirement(text) if text else None
+        if wanted and wanted.name not in found and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
+            found.add(wanted.name)
+            waiting += metadata.requires(wanted.name) or []
     return found
 
 

@@ -1,0 +1,127 @@
+"""How fast training goes: seconds of audio a second, through the trainer with its loader, augmentation and averaging.
+
+    python -m benchmarks.train [SOURCE] [--steps 20] [--processes N] [--json OUT] [--markdown OUT]
+
+A streaming model of 8 million parameters learns from the source for a few steps, the first of which do not count, in
+bf16 on the first GPU or else in as many processes as there are cores. The share is that of the multiplications that a
+step needs (three times those of hearing the audio once) in what large bf16 matrices reach on the same cores or GPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asr.errors import ASRError
+from benchmarks import apart
+from benchmarks.common import ROOT, Spread, Table, all_cores, guarded, parser, publish
+from benchmarks.floor import best_seconds, encoder
+
+WARM_STEPS = 3
+SHAPE = {"width": 480, "layers": 4, "lookahead": 4}
+FRAMES = 100.0  # feature frames a second
+SIZE = 4096  # of the matrices
+
+
+@dataclass(frozen=True)
+class Row:
+    """One device. speed: seconds of audio a second; share: of what its matrix multiplication reaches."""
+
+    device: str
+    processes: int
+    parameters: int
+    batch_seconds: float
+    speed: Spread
+    share: float
+
+
+def main() -> None:
+    """Prints a table and writes it where asked."""
+    options = parser(__doc__, model=False)
+    options.add_argument("--steps", type=int, default=20, metavar="N", help="that count (default: 20)")
+    options.add_argument("--processes", type=int, metavar="N", help="default: the cores, or 1 with a GPU")
+    options.add_argument("--batch-seconds", type=float, default=96.0, metavar="S", help="a process (default: 96)")
+    args = options.parse_args()
+
+    device = apart.run("benchmarks.train:device", all_cores()).value
+    processes = args.processes or (1 if device["gpu"] else len(all_cores()))
+    with tempfile.TemporaryDirectory() as folder:
+        run(args.source.absolute(), args.data, Path(folder), args.steps, processes, args.batch_seconds)
+        found = apart.run("benchmarks.train:speeds", all_cores(), folder=folder).value
+    operations = sum(part.multiply_adds for part in encoder(found["encoder"], FRAMES))
+    speed = Spread.of(found["speeds"])
+    share = 3 * operations * speed.median / device["rate"]
+    row = Row(device["name"], processes, found["parameters"], args.batch_seconds, speed, share)
+    table = Table("training on", "processes", "parameters, M", "audio s a second", "of the matrix rate, %")
+    table.add(row.device, row.processes, row.parameters / 1e6, row.speed, 100 * row.share)
+    publish(args, "train", [row], table, matrix_multiply_adds=device["rate"])
+
+
+def run(source: Path, data: Path | None, folder: Path, steps: int, processes: int, batch_seconds: float) -> None:
+    """Trains in a folder, as the command line does."""
+    if data:
+        raise ASRError("training reads a manifest's recordings from the manifest's own folder; leave out --data")
+    sections: dict[str, dict[str, Any]] = {
+        "data": {"train": [str(source)], "batch_seconds": batch_seconds, "max_seconds": min(17.0, batch_seconds)},
+        "encoder": SHAPE,
+        "optimizer": {"steps": WARM_STEPS + steps, "warmup_steps": 10, "decay_steps": 0},
+    }
+    lines = [
+        f"[{name}]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+        for name, values in sections.items()
+    ]
+    recipe = folder / "recipe.toml"
+    recipe.write_text("\n".join(lines) + "\n")
+    start = [sys.executable, str(ROOT / "run_asr.py")]
+    if processes > 1:
+        workers = ["--standalone", "--nproc-per-node", str(processes)]
+        start = [sys.executable, "-m", "torch.distributed.run", *workers, str(ROOT / "run_asr.py")]
+    command = [*start, "train", str(recipe), "--data", str(source.parent), "--output", str(folder / "run")]
+    threads = str(max(1, len(all_cores()) // processes))
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True)
+    if done.returncode:
+        raise apart.Failed(f"training has failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+
+
+def speeds(folder: str) -> dict[str, object]:
+    """Seconds of audio a second at every step that counts, from what the trainer has noted, and the encoder's shape."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from asr.training.checkpoint import LAST, load
+
+    events = EventAccumulator(str(Path(folder, "run", "tensorboard")), size_guidance={"scalars": 0})
+    events.Reload()
+    means = events.Scalars("audio seconds per second")  # since the first step, as long as they are few
+    began = means[0].wall_time
+    heard = [mean.value * (mean.wall_time - began) for mean in means]
+    times = [mean.wall_time for mean in means]
+    found = [(heard[i] - heard[i - 1]) / (times[i] - times[i - 1]) for i in range(WARM_STEPS, len(means))]
+    last = load(Path(folder, "run", LAST))
+    parameters = sum(weights.numel() for weights in last.weights.values())
+    return {"speeds": found, "encoder": vars(last.config.encoder), "parameters": parameters}
+
+
+def device() -> dict[str, object]:
+    """Name of what the trainer uses, whether that is a GPU, and the bf16 multiply-adds a second that it reaches."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    place = torch.device("cuda" if gpu else "cpu")
+    size = SIZE if gpu else SIZE // 4
+    a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=place)
+
+    def multiply() -> None:
+        _ = a @ b
+        if gpu:
+            torch.cuda.synchronize()
+
+    name = torch.cuda.get_device_name() if gpu else f"{len(all_cores())} cores"
+    return {"name": name, "gpu": gpu, "rate": size**3 / best_seconds(multiply, 20)}
+
+
+if __name__ == "__main__":
+    guarded(main)
