@@ -53,10 +53,11 @@ def test_rates_are_jiwers(pairs: list[tuple[str, str]]) -> None:
 
 
 @given(SENTENCES, SENTENCES)
-def test_corpora_add_up(one: list[tuple[str, str]], two: list[tuple[str, str]]) -> None:
+def test_corpora_and_speakers_add_up(one: list[tuple[str, str]], two: list[tuple[str, str]]) -> None:
     whole = evaluate([*(result(*pair, "one") for pair in one), *(result(*pair, "two") for pair in two)])
     for count in ("utterances", "audio_seconds", "words", "substitutions", "deletions", "insertions"):
-        assert sum(getattr(s, count) for s in whole.corpora.values()) == getattr(whole.overall, count)
+        for parts in (whole.corpora, whole.speakers):
+            assert sum(getattr(s, count) for s in parts.values()) == getattr(whole.overall, count)
 
 
 def test_the_interval_is_zero_where_nothing_is_wrong_and_shrinks_with_more_utterances() -> None:
@@ -141,8 +142,9 @@ def test_processes_change_nothing_and_keep_the_order(tiny_model: Path) -> None:
 
 def test_the_clips_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--json", str(tmp_path / "figures.json"), "--report", str(tmp_path / "report.txt")]
-    assert main(["evaluate", str(DATA / "clips.tsv"), *files]) == 0
+    assert main(["evaluate", str(DATA / "clips.tsv"), "--speakers", *files]) == 0
     printed = capsys.readouterr().out
+    assert {clip.speaker for clip in CLIPS} <= {line.split()[0] for line in printed.splitlines() if line}
     figures = json.loads((tmp_path / "figures.json").read_text())
     overall = Score(**figures["overall"])
     assert overall.utterances == len(figures["utterances"]) == 8

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--greedy", action="store_true", help="no beam search")
     parser.add_argument("--compare", action="store_true", help="the model's fp32 graph beside its int8 graph")
     parser.add_argument("--limit", type=int, metavar="N", help="only N utterances, evenly spread over the source")
+    parser.add_argument("--speakers", action="store_true", help="a row for each speaker too")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     streaming = "instead: when words show, change, stay and are final in a live stream, and what it costs"
     parser.add_argument("--streaming", action="store_true", help=streaming)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"asr: {problem}", file=sys.stderr)
     evaluation = evaluate(results)
-    print(summary(evaluation))
+    print(summary(evaluation, args.speakers))
     document = {"source": str(args.source), "model": args.model, "decoder": _decoder(args), **evaluation.to_dict()}
     if args.compare:
         exact = evaluate(_recognise(args, utterances, "fp32")[0])
@@ -71,8 +72,8 @@ def _stream(args: argparse.Namespace, utterances: "list[Utterance]") -> int:
     from asr.recognizer import load
     from asr.training.streaming import measure, table
 
-    if args.compare or args.report or args.jobs > 1:
-        raise UsageError("--streaming goes with none of --compare, --report and --jobs; leave them out")
+    if args.compare or args.report or args.speakers or args.jobs > 1:
+        raise UsageError("--streaming goes with none of --compare, --report, --speakers and --jobs; leave them out")
     try:
         chunks = [int(size) for size in args.chunks.split(",")]
     except ValueError:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -87,6 +87,7 @@ class Evaluation:
     reading_rtf: float
     recognition_rtf: float
     confidence: Confidence | None = None
+    speakers: dict[str, Score] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values."""
@@ -150,22 +151,30 @@ def _attempt(
 
 
 def evaluate(results: Sequence[Recognised], commonest: int = 10) -> Evaluation:
-    """Scores of all results and of each corpus; the `commonest` errors of each kind."""
+    """Scores of all results, of each corpus and of each speaker; the `commonest` errors of each kind."""
     if not results:
         raise ASRError("there is no utterance to evaluate; check the manifest and its recordings")
-    corpora = sorted({r.utterance.corpus for r in results})
     seconds = sum(r.audio_seconds for r in results)
     substitutions, deletions, insertions = _confusions(results)
     return Evaluation(
         score(results),
-        {corpus: score([r for r in results if r.utterance.corpus == corpus]) for corpus in corpora},
+        _by(results, "corpus"),
         [(*pair, count) for pair, count in substitutions.most_common(commonest)],
         deletions.most_common(commonest),
         insertions.most_common(commonest),
         sum(r.reading_seconds for r in results) / seconds,
         sum(r.recognition_seconds for r in results) / seconds,
         _confidence(results),
+        _by(results, "speaker"),
     )
+
+
+def _by(results: Sequence[Recognised], what: str) -> dict[str, Score]:
+    """Scores of the results that share an attribute of their utterances, by its values in order."""
+    groups: dict[str, list[Recognised]] = {}
+    for result in results:
+        groups.setdefault(getattr(result.utterance, what), []).append(result)
+    return {name: score(groups[name]) for name in sorted(groups)}
 
 
 def _confidence(results: Sequence[Recognised]) -> Confidence | None:
@@ -245,9 +254,11 @@ def interval(errors: np.ndarray, words: np.ndarray, seed: int = 1) -> tuple[floa
     return float(low), float(high)
 
 
-def summary(evaluation: Evaluation) -> str:
-    """The evaluation as a table and lists for a terminal."""
-    rows = {**evaluation.corpora, "all": evaluation.overall} if len(evaluation.corpora) > 1 else evaluation.corpora
+def summary(evaluation: Evaluation, speakers: bool = False) -> str:
+    """The evaluation as a table, with a row for each of the `speakers` if wanted, and lists for a terminal."""
+    rows = evaluation.speakers | evaluation.corpora if speakers else dict(evaluation.corpora)
+    if len(evaluation.corpora) > 1:
+        rows["all"] = evaluation.overall
     width = max(len(name) for name in rows)
     lines = [f"{'':{width}}  utts  hours   words  WER %          (95 %)  CER %    sub    del    ins"]
     for name, s in rows.items():
