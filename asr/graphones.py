@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from asr import lexicon
 from asr.decoding.kneser_ney import Corpus
 from asr.decoding.kneser_ney import train as train_ngrams
 from asr.decoding.lm import END_ID, SPECIALS, START_ID, NgramModel
@@ -27,9 +28,7 @@ Shape = tuple[int, int]  # how many letters and how many phones
 Phones = tuple[str, ...]
 Pair = tuple[str, Sequence[str]]  # a word and its phones
 
-# The 39 phones of CMUdict, without stress.
-_PHONES = "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
-PHONES = tuple(_PHONES.split())
+PHONES = tuple(lexicon.PHONES)
 VOICELESS, SIBILANTS = frozenset({"P", "T", "K", "F", "TH"}), frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz'")
 # Endings that are spoken by rule; the first phone of these goes after a vowel.

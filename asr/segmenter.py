@@ -14,36 +14,13 @@ from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamSearch
 from asr.decoding.confidence import Calibration, Judge
 from asr.decoding.times import WordTimes
-from asr.errors import ASRError
+from asr.rules import EndpointRules
 from asr.runtime import ModelConfig
 from asr.transcript import Alternative, Seconds, Segment, Word
 
 LogProbs = NDArray[np.float32]
 
 GROWING_SECONDS = 0.12  # since its last token, in which a word is likely to get another one: it would only flicker
-
-
-@dataclass(frozen=True)
-class EndpointRules:
-    """When a hypothesis is final; every silence is counted from the last token decoded."""
-
-    silence_seconds: Seconds = 0.8  # of silence after words end the segment
-    max_seconds: Seconds = 20.0  # of segment; a longer one is cut between two words
-    cut_seconds: Seconds = 6.0  # at the end of a long segment, searched for the longest pause to cut it in
-    idle_seconds: Seconds = 2.4  # without a word: the decoder starts afresh, so that it never grows
-    tail_seconds: Seconds = 0.5  # of silence fed at the end of the stream, so that the last tokens come out
-
-    def __post_init__(self) -> None:
-        if not (0 < self.silence_seconds < self.max_seconds and 0 < self.cut_seconds <= self.max_seconds):
-            raise ASRError(
-                f"endpoint rules have {self.silence_seconds:g} s of silence, {self.max_seconds:g} s of segment and "
-                f"{self.cut_seconds:g} s of cut; silence must be above 0 and below the segment, cut no longer than it"
-            )
-        if self.idle_seconds <= 0 or self.tail_seconds < 0:
-            raise ASRError(
-                f"endpoint rules have {self.idle_seconds:g} s of idling and {self.tail_seconds:g} s of tail; idling "
-                "must be above 0 and the tail not below 0"
-            )
 
 
 @dataclass(frozen=True)

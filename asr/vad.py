@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from asr.errors import ASRError
 from asr.features import Samples
+from asr.rules import GateRules
 from asr.runtime import open_graph
-from asr.transcript import Seconds
 
 SAMPLE_RATE = 16_000  # Hz, the only one that the detector's graph knows
 FRAME = 512  # samples of one probability
@@ -35,24 +35,6 @@ MEMORY = 8  # blocks without speech, of which the quietest says how loud silence
 
 PACKAGE = Path(__file__).parent
 GRAPH = Path("pretrained", "silero-vad", "silero_vad_16k_sequence.onnx")  # below a checkout's root, or the package
-
-
-@dataclass(frozen=True)
-class GateRules:
-    """When the gate opens, and how long it stays open."""
-
-    threshold: float = 0.5  # probability of speech from which the gate opens
-    preroll_seconds: Seconds = 0.5  # before that, passed too, so that no onset is lost
-    hangover_seconds: Seconds = 1.0  # without speech, after which it closes and what was said is final
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise ASRError(f"the gate's threshold is {self.threshold:g}; it must be a probability between 0 and 1")
-        if not (0 <= self.preroll_seconds < math.inf and 0 < self.hangover_seconds < math.inf):
-            raise ASRError(
-                f"the gate has {self.preroll_seconds:g} s of preroll and {self.hangover_seconds:g} s of hangover; the "
-                "preroll must not be below 0 and the hangover above 0"
-            )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from asr.decoding.lm import NgramModel
 from asr.text import normalize
 from asr.tokenizer import Tokenizer
 from asr.training.manifest import Utterance, read
-from asr.training.tune import Emissions, load, record, save, transcribe, trial, tune
+from asr.training.tune import Emissions, load, record, record_all, save, transcribe, trial, tune
 
 CLIPS = read(Path(__file__).parent / "data" / "clips.tsv")
 TOKENS = ["<blank>", "▁", "a", "b", "c"]
@@ -52,6 +52,17 @@ def test_a_file_gives_back_the_same_recordings(tmp_path: Path) -> None:
     save(tmp_path / "emissions.npz", made)
     for before, after in zip(made, load(tmp_path / "emissions.npz"), strict=True):
         assert (before.reference, before.corpus) == (after.reference, after.corpus)
+        assert all(np.array_equal(a, b) for a, b in zip(before.segments, after.segments, strict=True))
+
+
+def test_emissions_that_are_kept_are_not_made_again(tiny_model: Path, tmp_path: Path) -> None:
+    recognizer = asr.load(tiny_model, decoder="greedy")
+    shown: list[tuple[int, str]] = []
+    made = record_all(recognizer, CLIPS[:2], tmp_path / "emissions.npz", lambda *news: shown.append(news))
+    assert shown == [(i, clip.path.name) for i, clip in enumerate(CLIPS[:2])]
+    kept = record_all(recognizer, (), tmp_path / "emissions.npz")
+    assert [recording.reference for recording in kept] == [normalize(clip.text) for clip in CLIPS[:2]]
+    for before, after in zip(made, kept, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(before.segments, after.segments, strict=True))
 
 

@@ -3,13 +3,9 @@
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from asr.cli import UsageError
 from asr.cli.bar import Bar
-
-if TYPE_CHECKING:
-    from asr.training.tune import Emissions
 
 HELP = "choose the decoder's settings on recordings whose words are known"
 
@@ -33,15 +29,19 @@ def run(args: argparse.Namespace) -> int:
     """Prints every trial, then the best."""
     from asr.decoding.beam import BeamConfig
     from asr.decoding.lm import NgramModel
+    from asr.recognizer import load
     from asr.runtime import LANGUAGE_MODEL_FILE, ModelConfig
     from asr.tokenizer import Tokenizer
     from asr.training import tune
+    from asr.training.manifest import read
 
     if args.rounds < 1:
         raise UsageError(f"--rounds is {args.rounds}; it must be 1 or more")
     model = ModelConfig.load(args.model)
     lm = NgramModel.load(args.lm or args.model / LANGUAGE_MODEL_FILE)
-    recordings = tune.load(args.emissions) if args.emissions and args.emissions.exists() else _record(args)
+    utterances = read(args.source, args.data)
+    with Bar(len(utterances)) as bar:
+        recordings = tune.record_all(load(args.model, decoder="greedy"), utterances, args.emissions, bar.update)
     tokenizer = Tokenizer.load(args.model)
     best = None
     for best in tune.tune(recordings, tokenizer, lm, BeamConfig(**model.decoder), rounds=args.rounds):
@@ -50,20 +50,3 @@ def run(args: argparse.Namespace) -> int:
         replace(model, decoder=asdict(best.config)).save(args.model)
         print(f"{args.model}: settings written")
     return 0
-
-
-def _record(args: argparse.Namespace) -> "list[Emissions]":
-    from asr.recognizer import load
-    from asr.training import tune
-    from asr.training.manifest import read
-
-    recognizer = load(args.model, decoder="greedy")
-    utterances = read(args.source, args.data)
-    recordings = []
-    with Bar(len(utterances)) as bar:
-        for done, utterance in enumerate(utterances):
-            bar.update(done, utterance.path.name)
-            recordings.append(tune.record(recognizer, utterance))
-    if args.emissions:
-        tune.save(args.emissions, recordings)
-    return recordings

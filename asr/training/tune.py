@@ -1,13 +1,13 @@
 """The decoder's settings, chosen on recordings with known words: emissions are computed once and searched many times.
 
 recognizer = asr.load("exp/model", decoder="greedy")
-recordings = [record(recognizer, utterance) for utterance in read("dev.tsv")]
+recordings = record_all(recognizer, read("dev.tsv"))
 for result in tune(recordings, recognizer.model.tokenizer, lm, BeamConfig()):
     print(result)  # the last one is the best
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.decoding import Decoder, Recent, Span
-from asr.decoding import Path as TokenPath
+from asr.decoding import Decoder
 from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy, GreedyState
 from asr.decoding.lm import NgramModel
@@ -69,32 +68,20 @@ class Trial:
         )
 
 
-class _Recorder:
+class _Recorder(Greedy):
     """A greedy decoder that keeps the emissions of every segment it is given."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(reader(tokenizer))
         self.segments: list[list[LogProbs]] = []
-        self._greedy = Greedy(reader(tokenizer))
 
     def start(self) -> GreedyState:
         self.segments.append([])
-        return self._greedy.start()
+        return super().start()
 
-    def step(self, log_probs: LogProbs, state: Any) -> GreedyState:
+    def step(self, log_probs: LogProbs, state: GreedyState) -> GreedyState:
         self.segments[-1].append(log_probs)
-        return self._greedy.step(log_probs, state)
-
-    def best(self, state: Any, n: int = 1) -> list[TokenPath]:
-        return self._greedy.best(state, n)
-
-    def stable(self, state: Any) -> int:
-        return self._greedy.stable(state)
-
-    def recent(self, state: Any, since: int) -> Recent:
-        return self._greedy.recent(state, since)
-
-    def words(self, tokens: NDArray[np.int64]) -> list[Span]:
-        return self._greedy.words(tokens)
+        return super().step(log_probs, state)
 
 
 def record(recognizer: Recognizer, utterance: Utterance) -> Emissions:
@@ -103,6 +90,29 @@ def record(recognizer: Recognizer, utterance: Utterance) -> Emissions:
     Recognizer(recognizer.model, recorder, recognizer.rules).transcribe(utterance.path)
     segments = tuple(np.concatenate(segment) for segment in recorder.segments if segment)
     return Emissions(segments, normalize(utterance.text), utterance.corpus)
+
+
+def record_all(
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    kept: Path | None = None,
+    progress: Callable[[int, str], None] | None = None,
+) -> list[Emissions]:
+    """The emissions of all utterances.
+
+    kept: a file that they are taken from where it exists, and put into where it does not. progress: called with how
+    many are done and the name of the next.
+    """
+    if kept and kept.exists():
+        return load(kept)
+    recordings = []
+    for done, utterance in enumerate(utterances):
+        if progress:
+            progress(done, utterance.path.name)
+        recordings.append(record(recognizer, utterance))
+    if kept:
+        save(kept, recordings)
+    return recordings
 
 
 def save(path: str | Path, recordings: Sequence[Emissions]) -> None:
