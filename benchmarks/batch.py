@@ -1,6 +1,6 @@
 """Cost of the encoder by how many streams, or how many frames, one call takes: one core.
 
-    python benchmarks/batch.py MODEL [--json OUT]
+    python -m benchmarks.batch [--model M] [--json OUT] [--markdown OUT]
 
 Says whether the pieces of a long recording should go through the encoder together. For the first bundled model they
 should not: of 0.015 of real time the int8 encoder takes 0.003, eight streams a call make that 0.002, and the search,
@@ -8,16 +8,14 @@ which is most of the rest, takes one stream at a time. Longer calls gain no more
 because dynamic int8 takes one range of numbers for a whole call.
 """
 
-import argparse
-import json
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from asr.recognizer import find_model
 from asr.runtime import GRAPH_FILES, Model
+from benchmarks.common import Table, guarded, parser, publish
 
 SHAPES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (1, 4), (1, 16), (8, 16))  # streams, chunks of a call
 AUDIO_SECONDS = 30.0  # of each measurement, which is repeated
@@ -35,21 +33,17 @@ class Row:
 
 
 def main() -> None:
-    """Prints a table and writes it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model directory or the name of a bundled model")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table as JSON")
-    args = parser.parse_args()
+    """Prints a table and writes it where asked."""
+    args = parser(__doc__, source=False).parse_args()
     directory = find_model(args.model)
     rows = []
-    print(f"{'precision':<11}{'streams':>8}{'chunks':>8}{'real-time factor':>18}")
+    table = Table("precision", "streams", "chunks", "share of real time")
     for precision in (name for name, file in GRAPH_FILES.items() if (directory / file).is_file()):
         model = Model.load(directory, precision=precision)
         for streams, chunks in SHAPES:
             rows.append(Row(precision, streams, chunks, measure(model, streams, chunks)))
-            print(f"{precision:<11}{streams:8}{chunks:8}{rows[-1].rtf:18.5f}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+            table.add(precision, streams, chunks, rows[-1].rtf)
+    publish(args, "batch", rows, table)
 
 
 def measure(model: Model, streams: int, chunks: int) -> float:
@@ -71,4 +65,4 @@ def measure(model: Model, streams: int, chunks: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -86,7 +86,7 @@ def parser(doc: str | None, model: bool = True, source: bool = True) -> argparse
     return made
 
 
-def publish(args: argparse.Namespace, name: str, rows: Sequence[Any], *tables: Table, **others: object) -> None:
+def publish(args: argparse.Namespace, name: str, rows: Sequence[Any], *tables: Table | str, **others: object) -> None:
     """Writes rows, which are dataclasses, and tables where the options ask for it."""
     if args.markdown:
         args.markdown.write_text("\n\n".join(map(str, tables)) + "\n")

@@ -1,18 +1,15 @@
 """Memory of one stream over hours of speech and pauses: one line an hour, which must not grow.
 
-    python benchmarks/endurance.py MODEL MANIFEST --hours 10 [--data DIR] [--gate] [--json OUT]
+    python -m benchmarks.endurance [SOURCE] [--model M] [--hours 10] [--gate] [--json OUT] [--markdown OUT]
 
 The recordings are streamed one after another, again and again, in blocks of 100 ms, with 0 to 4 seconds of faint noise
 between them. Memory is what the process holds (Linux: VmRSS).
 """
 
-import argparse
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +18,8 @@ from asr.features import Samples
 from asr.recognizer import load
 from asr.training.manifest import Utterance, read
 from asr.vad import GateRules
+from benchmarks.apart import memory_mb
+from benchmarks.common import Table, guarded, parser, publish
 
 BLOCK_SECONDS = 0.1
 LONGEST_PAUSE = 4.0  # seconds
@@ -38,38 +37,30 @@ class Row:
 
 
 def main() -> None:
-    """Prints a line an hour and writes them as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model directory or the name of a bundled model")
-    parser.add_argument("source", type=Path, help="a manifest (.tsv) or LibriSpeech")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the manifest's paths (default: its own)")
-    parser.add_argument("--hours", type=float, default=10.0, metavar="H", help="of audio (default: 10)")
-    parser.add_argument("--every", type=float, default=1.0, metavar="H", help="hours between two lines (default: 1)")
-    parser.add_argument("--gate", action="store_true", help="with the speech gate")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the lines as JSON")
-    args = parser.parse_args()
+    """Prints a line an hour and writes them where asked."""
+    options = parser(__doc__)
+    options.add_argument("--hours", type=float, default=10.0, metavar="H", help="of audio (default: 10)")
+    options.add_argument("--every", type=float, default=1.0, metavar="H", help="hours between two lines (default: 1)")
+    options.add_argument("--gate", action="store_true", help="with the speech gate")
+    args = options.parse_args()
 
     recognizer = load(args.model, gate=GateRules() if args.gate else None)
     rate = recognizer.model.config.features.sample_rate
     stream = recognizer.stream(rate)
     rows: list[Row] = []
     words, heard = 0, 0
-    print(f"{'hours':>6}{'resident MB':>13}{'words':>9}{'CPU hours':>11}")
+    table = Table("hours", "resident MB", "words", "processor hours")
     for block in sound(read(args.source, args.data), rate):
         words += sum(len(hypothesis.words) for hypothesis in stream.accept(block) if hypothesis.is_final)
         heard += len(block)
         hours = heard / rate / 3600
         if hours >= args.every * (len(rows) + 1):
-            row = Row(hours, resident_mb(), words, time.process_time() / 3600)
+            row = Row(hours, memory_mb(), words, time.process_time() / 3600)
+            table.add(f"{row.hours:.2f}", f"{row.resident_mb:.1f}", row.words, row.cpu_hours)
             rows.append(row)
-            print(
-                f"{row.hours:6.2f}{row.resident_mb:13.1f}{row.words:9}{row.cpu_hours:11.3f}",
-                flush=True,
-            )
         if hours >= args.hours:
             break
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    publish(args, "endurance", rows, table)
 
 
 def sound(utterances: list[Utterance], rate: int) -> Iterator[Samples]:
@@ -82,11 +73,5 @@ def sound(utterances: list[Utterance], rate: int) -> Iterator[Samples]:
         yield from np.split(samples, range(size, len(samples), size))
 
 
-def resident_mb() -> float:
-    """Memory of this process that is in use now."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1000
-
-
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from configparser import ConfigParser
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
