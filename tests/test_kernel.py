@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from asr.decoding import kernel
+from asr.decoding import kernel, lm
 from asr.decoding.beam import BeamConfig, BeamSearch, BeamState
-from asr.decoding.kneser_ney import build_corpus, train
-from asr.decoding.lm import NgramModel
+from asr.decoding.kneser_ney import Corpus, build_corpus, train
+from asr.decoding.lm import SPECIALS, NgramModel
 from asr.lexicon import Lexicon
 from asr.recognizer import load
 from asr.runtime import LANGUAGE_MODEL_FILE
@@ -67,6 +67,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             patch.setattr(kernel, "_kernel", module)
+            patch.setattr(lm, "_kernel", module)
         yield
 
 
@@ -179,3 +180,46 @@ def test_a_state_of_another_search_is_refused() -> None:
     state = other.step(emissions(1, 30, 7), other.start())
     with pytest.raises((IndexError, ValueError)):
         search.step(emissions(1, 10, 5), state)
+
+
+def same_scores(model: NgramModel) -> None:
+    """Every listed n-gram, and as many more, scored compiled and in NumPy."""
+    context, word = model._contexts_and_words()
+    rng = np.random.default_rng(len(word))
+    context = np.concatenate([context, rng.choice(context, len(word))])
+    word = np.concatenate([word, rng.choice(word, len(word))])
+    model._kernel = kernel._kernel
+    (log_prob, following), (expected, expected_following) = model.score(context, word), model._score(context, word)
+    assert log_prob.dtype == expected.dtype
+    assert np.array_equal(log_prob, expected)
+    assert np.array_equal(following, expected_following)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("aaaabbbcdef"), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=20),
+    st.integers(1, 5),
+    st.sampled_from([None, np.uint8, np.uint16]),
+)
+@settings(max_examples=40, deadline=None)
+def test_language_model_scores_are_those_of_numpy(
+    tmp_path_factory: pytest.TempPathFactory,
+    passages: list[str],
+    order: int,
+    code: type[np.unsignedinteger] | None,
+) -> None:
+    model = train(build_corpus(passages, 5), order)
+    if code:
+        path = tmp_path_factory.mktemp("lm") / "lm.bin"
+        model.save(path, code)
+        model = NgramModel.load(path)
+    same_scores(model)
+
+
+def test_language_model_scores_are_those_of_numpy_in_a_large_vocabulary(tmp_path: Path) -> None:
+    words = [*SPECIALS, *(f"w{i}" for i in range(70_000))]
+    ids = np.random.default_rng(0).integers(2, len(words), 60_000)
+    ids[ids % 7 == 0] = 4  # one word with many continuations
+    model = train(Corpus(words, np.concatenate([[1], ids, [2]])), 3)
+    same_scores(model)
+    model.save(tmp_path / "lm.bin")
+    same_scores(NgramModel.load(tmp_path / "lm.bin"))

@@ -172,6 +172,7 @@ def test_the_file_holds_the_same_contexts_and_nearly_the_same_scores(
     model.save(path, code)
     loaded = NgramModel.load(path)
     assert (loaded.words, loaded.order, loaded.counts) == (model.words, model.order, model.counts)
+    assert [loaded.spelling(i) for i in range(loaded.counts[0])] == loaded.words
     context = np.repeat(np.arange(1 + sum(model.counts[:-1])), model.counts[0])
     word = np.tile(np.arange(model.counts[0]), len(context) // model.counts[0])
     context, word = context[word != 1], word[word != 1]
@@ -185,7 +186,7 @@ def test_the_file_holds_the_same_contexts_and_nearly_the_same_scores(
 def test_quantised_values_are_off_by_half_a_step_at_most(values: list[float]) -> None:
     array = np.array(values, np.float32)
     quantised = Quantised.of(array, np.uint8)
-    assert np.abs(quantised.values - array).max(initial=0) <= quantised.largest_error + 1e-5
+    assert np.abs(quantised.coded[:] - array).max(initial=0) <= quantised.largest_error + 1e-5
 
 
 def test_passages_that_share_eight_words_with_held_out_text_are_left_out() -> None:

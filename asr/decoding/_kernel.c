@@ -32,7 +32,24 @@ typedef struct {
     double log_prob, fused;
 } Entry;
 
-/* Tables of WordScorer, LetterTree and NgramModel. */
+/* Numbers with codes of 1, 2 or 4 bytes. */
+typedef struct {
+    const void *codes;
+    const float *table;
+    Py_ssize_t bytes;
+} Coded;
+
+/* Tables of NgramModel. */
+typedef struct {
+    const int32_t *first;  /* n-gram of each context, then the number of all */
+    const uint16_t *low;   /* bytes of the last word of each n-gram of two words and more */
+    const uint8_t *high;   /* the third byte, or NULL */
+    const int32_t *link;   /* of each context of three words and more */
+    Coded unigram, ngram, backoff;
+    int64_t singles, pairs, contexts, order;
+} Ngrams;
+
+/* Tables of WordScorer and LetterTree. */
 typedef struct {
     const char *begins;        /* of each token */
     const int64_t *lengths;    /* of each token */
@@ -44,11 +61,8 @@ typedef struct {
     const int64_t *count;      /* words that each node completes */
     const int64_t *words;
     const double *ahead;       /* of each node */
-    const int64_t *keys;       /* of each n-gram, ascending */
-    const float *log_prob;     /* of each n-gram */
-    const float *backoff;      /* of each context */
-    const int32_t *link;       /* of each context */
-    int64_t width, nodes, outside, ngrams, contexts, order, bits, lexicon;
+    Ngrams lm;
+    int64_t width, nodes, outside, lexicon;
     double weight, bonus, penalty;
 } Words;
 
@@ -123,32 +137,64 @@ static double log_add_exp(double x, double y) {
     return difference <= 0 ? y + log1p(exp(difference)) : difference;
 }
 
+static float value(const Coded *coded, int64_t i) {
+    if (coded->bytes == 1)
+        return coded->table[((const uint8_t *)coded->codes)[i]];
+    if (coded->bytes == 2)
+        return coded->table[((const uint16_t *)coded->codes)[i]];
+    return coded->table[((const uint32_t *)coded->codes)[i]];
+}
+
+/* The last word of an n-gram of two words and more. */
+static int64_t last_word(const Ngrams *lm, int64_t ngram) {
+    int64_t i = ngram - lm->singles;
+    return lm->low[i] | (lm->high ? (int64_t)lm->high[i] << 16 : 0);
+}
+
+/* The n-gram that continues a context with a word, or -1; NgramModel._find */
+static int64_t find_ngram(const Ngrams *lm, int64_t context, int64_t word) {
+    if (context == NO_CONTEXT)
+        return -1;
+    int64_t low = lm->first[context], end = lm->first[context + 1], high = end;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (last_word(lm, middle) < word)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < end && last_word(lm, low) == word ? low : -1;
+}
+
+/* NgramModel._shorter */
+static int64_t shorter(const Ngrams *lm, int64_t context) {
+    if (context <= lm->singles)
+        return NO_CONTEXT;
+    if (context <= lm->pairs)
+        return last_word(lm, context - 1) + 1;
+    return lm->link[context - 1 - lm->pairs];
+}
+
 /* NgramModel.score */
-static float ngram_score(const Words *w, int64_t context, int64_t word, int64_t *following) {
+static float ngram_score(const Ngrams *lm, int64_t context, int64_t word, int64_t *following) {
     float log_prob = 0;
     int scored = 0;
     *following = 0;
-    for (int64_t i = 0; i < w->order - 1; i++) {
-        int64_t key = context << w->bits | word, low = 0, high = context == NO_CONTEXT ? 0 : w->ngrams;
-        while (low < high) {
-            int64_t middle = (low + high) / 2;
-            if (w->keys[middle] < key)
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        int found = context != NO_CONTEXT && low < w->ngrams && w->keys[low] == key;
+    for (int64_t i = 0; i < lm->order - 1; i++) {
+        int64_t found = find_ngram(lm, context, word);
         if (!scored)
-            log_prob += found ? w->log_prob[low] : w->backoff[context];
-        if (found && *following == 0 && low + 1 < w->contexts)
-            *following = low + 1;
-        scored |= found;
-        context = w->link[context];
+            log_prob += found >= 0 ? value(&lm->ngram, found - lm->singles) : value(&lm->backoff, context);
+        if (found >= 0 && *following == 0 && found + 1 < lm->contexts)
+            *following = found + 1;
+        scored |= found >= 0;
+        if (scored && *following > 0)
+            break;
+        context = shorter(lm, context);
     }
     if (!scored)
-        log_prob += w->log_prob[word];
+        log_prob += value(&lm->unigram, word);
     if (*following == 0)
-        *following = w->order > 1 ? word + 1 : NO_CONTEXT;
+        *following = lm->order > 1 ? word + 1 : NO_CONTEXT;
     return log_prob;
 }
 
@@ -168,7 +214,7 @@ static double extend_words(const Words *w, int64_t *state, int64_t token) {
         if (node != ROOT) {
             int64_t rank = w->rank[token];
             int64_t word = rank < w->count[node] ? w->words[w->first[node] + rank] : UNKNOWN;
-            score = w->weight * (double)ngram_score(w, state[CONTEXT], word, &state[CONTEXT]) + w->bonus;
+            score = w->weight * (double)ngram_score(&w->lm, state[CONTEXT], word, &state[CONTEXT]) + w->bonus;
             if (word == UNKNOWN)
                 score -= w->penalty;
             score -= w->ahead[node];
@@ -472,29 +518,48 @@ static int fits(const Search *s, const Hypothesis *h) {
     const Words *w = s->words;
     const Hotwords *hot = s->hotwords;
     return h->last >= 0 && h->last < s->tokens &&
-           (!w || (h->scorer[CONTEXT] >= 0 && h->scorer[CONTEXT] < w->contexts && h->scorer[NODE] >= 0 &&
+           (!w || (h->scorer[CONTEXT] >= 0 && h->scorer[CONTEXT] < w->lm.contexts && h->scorer[NODE] >= 0 &&
                    h->scorer[NODE] < w->nodes)) &&
            (!hot || (h->scorer[HOTWORD] >= 0 && h->scorer[HOTWORD] < hot->nodes));
 }
 
-enum { WORD_TABLES = 14, HOTWORD_TABLES = 4, BLOCK_TABLES = 3 };
+enum { NGRAM_TABLES = 10, WORD_TABLES = 10 + NGRAM_TABLES, HOTWORD_TABLES = 4, BLOCK_TABLES = 3, SCORE_TABLES = 2 };
+
+static Coded coded(const Py_buffer *codes, const Py_buffer *table, int64_t count) {
+    return (Coded){codes->buf, table->buf, count ? codes->len / count : 1};
+}
+
+static int parse_ngrams(PyObject *tables, Py_buffer *b, Ngrams *lm) {
+    long long order;
+    if (!PyArg_ParseTuple(tables, "y*y*y*y*y*y*y*y*y*y*L", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7],
+                          &b[8], &b[9], &order))
+        return 0;
+    int64_t longer = b[1].len / (Py_ssize_t)sizeof(uint16_t);
+    lm->first = b[0].buf, lm->low = b[1].buf, lm->high = b[2].len ? b[2].buf : NULL, lm->link = b[9].buf;
+    lm->contexts = b[0].len / (Py_ssize_t)sizeof(int32_t) - 1;
+    lm->singles = lm->first[lm->contexts] - longer;
+    lm->pairs = lm->contexts > 1 ? lm->first[lm->singles + 1] : lm->singles;
+    lm->order = order;
+    lm->unigram = coded(&b[3], &b[4], lm->singles);
+    lm->ngram = coded(&b[5], &b[6], longer);
+    lm->backoff = coded(&b[7], &b[8], lm->contexts);
+    return 1;
+}
 
 static int parse_words(PyObject *tables, Py_buffer *b, Words *w) {
-    long long order, bits, lexicon;
-    if (!PyArg_ParseTuple(tables, "y*y*y*y*y*y*y*y*y*y*y*y*y*y*LLLddd", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6],
-                          &b[7], &b[8], &b[9], &b[10], &b[11], &b[12], &b[13], &order, &bits, &lexicon, &w->weight,
-                          &w->bonus, &w->penalty))
+    long long lexicon;
+    PyObject *ngrams;
+    if (!PyArg_ParseTuple(tables, "y*y*y*y*y*y*y*y*y*y*OLddd", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7],
+                          &b[8], &b[9], &ngrams, &lexicon, &w->weight, &w->bonus, &w->penalty))
         return 0;
     w->begins = b[0].buf, w->lengths = b[1].buf, w->letters = b[2].buf, w->rank = b[3].buf;
     w->children = b[4].buf, w->letter = b[5].buf, w->first = b[6].buf, w->count = b[7].buf, w->words = b[8].buf;
-    w->ahead = b[9].buf, w->keys = b[10].buf, w->log_prob = b[11].buf, w->backoff = b[12].buf, w->link = b[13].buf;
-    w->order = order, w->bits = bits, w->lexicon = lexicon;
+    w->ahead = b[9].buf;
+    w->lexicon = lexicon;
     w->width = b[2].len / b[1].len;
     w->nodes = b[9].len / (Py_ssize_t)sizeof(double);
     w->outside = w->nodes - 1;
-    w->ngrams = b[10].len / (Py_ssize_t)sizeof(int64_t);
-    w->contexts = b[13].len / (Py_ssize_t)sizeof(int32_t);
-    return 1;
+    return parse_ngrams(ngrams, b + WORD_TABLES - NGRAM_TABLES, &w->lm);
 }
 
 static int parse_hotwords(PyObject *tables, Py_buffer *b, Hotwords *h, int64_t tokens) {
@@ -581,7 +646,46 @@ end:
     return result;
 }
 
+static PyObject *score(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b[SCORE_TABLES] = {{0}}, tables[NGRAM_TABLES] = {{0}};
+    PyObject *ngrams, *log_probs = NULL, *following = NULL, *result = NULL;
+    Ngrams lm;
+    if (!PyArg_ParseTuple(args, "Oy*y*", &ngrams, &b[0], &b[1]) || !parse_ngrams(ngrams, tables, &lm))
+        goto end;
+    const int64_t *context = b[0].buf, *word = b[1].buf;
+    Py_ssize_t n = b[0].len / (Py_ssize_t)sizeof(int64_t);
+    if (b[1].len != b[0].len) {
+        PyErr_SetString(PyExc_ValueError, "contexts and words differ in number");
+        goto end;
+    }
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (context[i] < 0 || context[i] >= lm.contexts || word[i] < 0 || word[i] >= lm.singles) {
+            PyErr_SetString(PyExc_IndexError, "a context or word belongs to another language model");
+            goto end;
+        }
+    log_probs = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(float));
+    following = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(int64_t));
+    if (log_probs && following) {
+        float *scores = (float *)(void *)PyBytes_AS_STRING(log_probs);
+        int64_t *contexts = (int64_t *)(void *)PyBytes_AS_STRING(following);
+        for (Py_ssize_t i = 0; i < n; i++)
+            scores[i] = ngram_score(&lm, context[i], word[i], &contexts[i]);
+        result = PyTuple_Pack(2, log_probs, following);
+    }
+end:
+    Py_XDECREF(log_probs);
+    Py_XDECREF(following);
+    for (int i = 0; i < SCORE_TABLES; i++)
+        PyBuffer_Release(&b[i]);
+    for (int i = 0; i < NGRAM_TABLES; i++)
+        PyBuffer_Release(&tables[i]);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"score", score, METH_VARARGS,
+     "score(ngrams, contexts, words)\n\nWhat NgramModel.score gives, as bytes."},
     {"block", block, METH_VARARGS,
      "block(frame, trace_size, tokens, beam, threshold, emissions, tried, hypotheses, words, hotwords)\n\n"
      "Hypotheses and new trace entries after some frames, as bytes; frames of no hypotheses stay so."},

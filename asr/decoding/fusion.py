@@ -179,11 +179,10 @@ class WordScorer:
     def tables(self) -> tuple:
         """What `extend` looks things up in, in the order of parse_words in _kernel.c."""
         letters = self._letters
-        keys, log_prob, backoff, link, order, bits = self._lm.tables()
         return (
             *(letters.begins, letters.lengths, letters.letters, self._rank),
-            *(*self.tree.tables(), self._ahead, keys, log_prob, backoff, link),
-            *(order, bits, self._lexicon is not None, self._weight, self._bonus, self._penalty),
+            *(*self.tree.tables(), self._ahead, self._lm.tables()),
+            *(self._lexicon is not None, self._weight, self._bonus, self._penalty),
         )
 
     def start(self) -> Ids:
@@ -230,9 +229,8 @@ class WordScorer:
         ids = self.tree.word(nodes, rank)
         if spans[-1].end == len(tokens) and self.tree.count[nodes[-1]] > 1:
             ids[-1] = self._likeliest(ids[:-1], nodes[-1])
-        names = self._lm.words
         return [
-            span._replace(text=names[i] if i != UNKNOWN_ID else self._lexicon.text(span.text))
+            span._replace(text=self._lm.spelling(i) if i != UNKNOWN_ID else self._lexicon.text(span.text))
             for span, i in zip(spans, ids.tolist(), strict=True)
         ]
 

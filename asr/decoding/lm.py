@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,19 +15,27 @@ from numpy.typing import NDArray
 
 from asr.errors import ASRError
 
+try:
+    from asr.decoding import _kernel
+except ImportError:  # no compiler where it was installed
+    _kernel = None  # type: ignore[assignment]
+
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 SPECIALS = (UNKNOWN, START, END)  # word ids 0, 1, 2 of every model
 UNKNOWN_ID, START_ID, END_ID = range(3)
 MAGIC = b"asr-ngram-1\n"
 TRAIN_AGAIN = "make one with `asr lm train`"
 ALIGNMENT = 64  # bytes
-LOW = 0xFFFF  # the part of a word id that a 16-bit number holds
+SWITCH = "ASR_NUMPY"  # environment variable; if set, nothing that is compiled is used
+LOW_BITS = 16
+LOW = 2**LOW_BITS - 1  # the part of a word id that a 16-bit number holds
 MOST_WORDS = 2**24
 LN_10 = float(np.log(10.0))
 ARPA_NEVER = -99.0  # base 10: the customary probability of <s>, which is never predicted
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+NO_IDS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,45 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """Numbers that are looked up by their codes, as an array; the codes have 1, 2 or 4 bytes."""
+
+    codes: NDArray[np.unsignedinteger]
+    table: Floats  # what each code stands for
+
+    def __getitem__(self, index: Ids | slice) -> Floats:
+        return self.table[self.codes[index]]
+
+    @classmethod
+    def exactly(cls, values: Floats) -> "Coded":
+        """Every number with a code of its own."""
+        return cls(np.arange(len(values), dtype=np.uint32), values.astype(np.float32, copy=False))
+
+
+@dataclass(frozen=True)
+class WordIds:
+    """Word ids in three bytes each, or in two where the vocabulary is small, as an array."""
+
+    low: NDArray[np.uint16]
+    high: NDArray[np.uint8]  # empty where all ids fit in two bytes
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def __getitem__(self, index: Ids | slice) -> Ids:
+        ids = self.low[index].astype(np.int64)
+        if len(self.high):
+            ids |= self.high[index].astype(np.int64) << LOW_BITS
+        return ids
+
+    @classmethod
+    def of(cls, ids: Ids, words: int) -> "WordIds":
+        """Ids of a vocabulary of so many words."""
+        high = (ids >> LOW_BITS).astype(np.uint8) if words > LOW + 1 else np.zeros(0, np.uint8)
+        return cls((ids & LOW).astype(np.uint16), high)
+
+
+@dataclass(frozen=True)
 class Quantised:
     """Values stored as 8-bit or 16-bit codes: equal steps from `low` to `high`, off by at most half a step."""
 
@@ -53,9 +101,9 @@ class Quantised:
     high: float
 
     @property
-    def values(self) -> Floats:
+    def coded(self) -> "Coded":
         """What the codes stand for."""
-        return np.linspace(self.low, self.high, np.iinfo(self.codes.dtype).max + 1, dtype=np.float32)[self.codes]
+        return Coded(self.codes, np.linspace(self.low, self.high, np.iinfo(self.codes.dtype).max + 1, dtype=np.float32))
 
     @property
     def largest_error(self) -> float:
@@ -80,30 +128,45 @@ class NgramModel:
 
     def __init__(
         self,
-        order: int,
         words: Sequence[str] | bytes,
         counts: Sequence[int],
-        keys: Ids,
-        log_prob: Floats,
-        backoff: Floats,
+        children: NDArray[np.integer],
+        word: WordIds,
+        unigram: Coded,
+        ngram: Coded,
+        backoff: Coded,
         link: NDArray[np.integer],
     ) -> None:
-        self.order = order
-        self.counts = tuple(counts)
-        self._words = words
-        self._bits = _bits(counts[0])
-        self._keys = keys  # of n-gram i: context << bits | word; ascending
-        self._log_prob = log_prob
-        self._backoff = backoff  # of each context
-        self._link = link  # of each context: the longest known context without its first word
-        self._contexts = len(link)
+        """children: how many n-grams continue each context but the empty one; word: the last one of each n-gram of two
+        words and more, and ngram: its log-probability; link: of each context of three words and more, the longest known
+        context without its first word."""
+        self.order, self.counts = len(counts), tuple(counts)
+        self._words = "\n".join(words).encode() if not isinstance(words, bytes) else words
+        self._word, self._unigram, self._ngram, self._backoff, self._link = word, unigram, ngram, backoff, link
+        self._contexts = len(children) + 1
+        self._kernel = None if os.environ.get(SWITCH) else _kernel
+        self._first = np.empty(self._contexts + 1, np.int32)  # n-gram of each context, ending with their number
+        self._first[0] = 0
+        self._first[1:] = counts[0]
+        np.cumsum(children, dtype=np.int32, out=self._first[2:])
+        self._first[2:] += counts[0]
+        if not self._first[-1] == sum(counts) == counts[0] + len(word) == counts[0] + len(ngram.codes):
+            raise ValueError("the numbers of n-grams do not fit each other")
 
     @cached_property
     def words(self) -> list[str]:
         """Spelling of each word id."""
-        if isinstance(self._words, bytes):
-            return self._words.decode().split("\n")
-        return list(self._words)
+        return self._words.decode().split("\n")
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int32]:
+        """Where the spelling of each word ends."""
+        letters = np.frombuffer(self._words + b"\n", np.uint8)
+        return np.flatnonzero(letters == ord("\n")).astype(np.int32)
+
+    def spelling(self, word: int) -> str:
+        """That of one word id, without those of all others."""
+        return self._words[self._ends[word - 1] + 1 if word else 0 : self._ends[word]].decode()
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -116,32 +179,64 @@ class NgramModel:
     @property
     def start(self) -> int:
         """The context at the start of an utterance, after <s>."""
-        return START_ID + 1
+        return START_ID + 1 if self.order > 1 else 0
 
     def score(self, context: Ids, word: Ids) -> tuple[Floats, Ids]:
         """Natural-log probability of each word after its context, and the context that follows; all shapes = (n,)."""
+        if self._kernel is None:
+            return self._score(context, word)
+        scores = self._kernel.score(self.tables(), *(np.ascontiguousarray(ids, np.int64) for ids in (context, word)))
+        return np.frombuffer(scores[0], np.float32), np.frombuffer(scores[1], np.int64)
+
+    def _score(self, context: Ids, word: Ids) -> tuple[Floats, Ids]:
+        """`score` without compiled code."""
         log_prob = np.zeros(len(word), np.float32)
         following = np.zeros(len(word), np.int64)
         unscored = np.ones(len(word), bool)
         for _ in range(self.order - 1):
-            key = context << self._bits | word
-            index = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-            found = (self._keys[index] == key) & (context > 0)
-            log_prob += np.where(unscored, np.where(found, self._log_prob[index], self._backoff[context]), 0)
+            index, found = self._find(context, word)
+            listed = self._ngram[np.where(found, index - self.counts[0], 0)] if len(self._word) else log_prob
+            log_prob += np.where(unscored, np.where(found, listed, self._backoff[context]), 0)
             following = np.where(found & (following == 0) & (index + 1 < self._contexts), index + 1, following)
             unscored &= ~found
-            context = self._link[context].astype(np.int64)
-        log_prob += np.where(unscored, self._log_prob[word], 0)
+            context = self._shorter(context)
+        log_prob += np.where(unscored, self._unigram[word], 0)
         return log_prob, np.where(following > 0, following, word + 1 if self.order > 1 else 0)
 
-    def tables(self) -> tuple[Ids, Floats, Floats, NDArray[np.int32], int, int]:
-        """What `score` looks things up in: keys, log_prob, backoff, link, order, and the bits of a word in a key."""
-        link = np.asarray(self._link, np.int32)
-        return self._keys, self._log_prob, self._backoff, link, self.order, self._bits
+    def _find(self, context: Ids, word: Ids) -> tuple[Ids, NDArray[np.bool_]]:
+        """The n-gram of two words and more that continues a context with a word, and whether there is one."""
+        singles, last = self.counts[0], max(0, len(self._word) - 1)
+        low, end = self._first[context].astype(np.int64), self._first[context + 1].astype(np.int64)
+        end[context == 0] = 0
+        high, longest = end, int((end - low).max(initial=0))
+        if longest <= 0:
+            return low, np.zeros(len(low), bool)
+        for _ in range(longest.bit_length()):
+            middle = (low + high) >> 1
+            less = self._word[np.clip(middle - singles, 0, last)] < word
+            low, high = np.where(less & (low < high), middle + 1, low), np.where(less, high, middle)
+        return low, (low < end) & (self._word[np.clip(low - singles, 0, last)] == word)
+
+    def _shorter(self, context: Ids) -> Ids:
+        """The longest known context without the first word."""
+        singles, pairs = 1 + self.counts[0], sum(self.counts[:2])
+        shorter = np.zeros(len(context), np.int64)
+        two = (context >= singles) & (context <= pairs)
+        shorter[two] = self._word[context[two] - singles] + 1
+        more = context > pairs
+        shorter[more] = self._link[context[more] - 1 - pairs]
+        return shorter
+
+    def tables(self) -> tuple:
+        """What `score` looks things up in, in the order of parse_words in _kernel.c, then the order."""
+        values = [
+            array for coded in (self._unigram, self._ngram, self._backoff) for array in (coded.codes, coded.table)
+        ]
+        return self._first, self._word.low, self._word.high, *values, self._link, self.order
 
     def unigrams(self) -> Floats:
         """Natural-log probability of each word on its own, shape = (words,)."""
-        return self._log_prob[: self.counts[0]].copy()
+        return self._unigram[:]
 
     def log_probs(self, sentences: Sequence[Ids], start: bool = True, end: bool = True) -> list[Floats]:
         """Natural-log probability of every word of each sentence, then of its end if asked for.
@@ -169,29 +264,23 @@ class NgramModel:
             )
         if len(words) > MOST_WORDS:
             raise ASRError(f"the vocabulary has {len(words)} words and a model holds {MOST_WORDS}; keep fewer")
-        bits = _bits(len(words))
-        offsets = np.cumsum([0, 0, *(len(level.word) for level in levels)])  # of the level below each level
-        context = [
-            level.context + (offset + 1 if k else 0)
-            for k, (level, offset) in enumerate(zip(levels, offsets, strict=False))
-        ]
-        keys = np.concatenate([c << bits | level.word for c, level in zip(context, levels, strict=True)])
-        backoff = np.concatenate([np.zeros(1, np.float32), *(level.backoff for level in levels[:-1])])
+        counts = [len(level.word) for level in levels]
+        offsets = np.cumsum([0, *counts])  # of each level
+        context = [level.context + offsets[k] + 1 for k, level in enumerate(levels[1:])]
         model = cls(
-            len(levels),
             words,
-            [len(level.word) for level in levels],
-            keys,
-            np.concatenate([level.log_prob for level in levels]),
-            backoff,
-            np.zeros(1, np.int32),
+            counts,
+            np.bincount(np.concatenate([NO_IDS, *context]), minlength=1 + sum(counts[:-1]))[1:],
+            WordIds.of(np.concatenate([NO_IDS, *(level.word for level in levels[1:])]), len(words)),
+            Coded.exactly(levels[0].log_prob),
+            Coded.exactly(np.concatenate([np.zeros(0, np.float32), *(level.log_prob for level in levels[1:])])),
+            Coded.exactly(np.concatenate([np.zeros(1, np.float32), *(level.backoff for level in levels[:-1])])),
+            np.zeros(0, np.int32),
         )
-        for c, level in zip(context[:-1], levels[:-1], strict=True):
+        for c, level in zip(context[1:-1], levels[2:-1], strict=True):
             # The context without its first word: where the next context leads after this word.
-            link = model._link[c]
-            _, following = model.score(link.astype(np.int64), level.word)
-            model._link = np.concatenate([model._link, np.where(c == 0, 0, following).astype(np.int32)])
-            model._contexts = len(model._link)
+            _, following = model.score(model._shorter(c), level.word)
+            model._link = np.concatenate([model._link, following.astype(np.int32)])
         return model
 
     def save(self, path: str | Path, code: type[np.unsignedinteger] = np.uint8) -> None:
@@ -200,24 +289,21 @@ class NgramModel:
         Single words keep 16 bits of probability; longer n-grams and back-off weights are stored in `code`, off by at
         most half of a 255th of their range (about 0.03 nats) with 8 bits.
         """
-        n, contexts = self.counts[0], self._contexts
-        context, word = self._contexts_and_words()
-        children = np.bincount(context, minlength=contexts)
+        children = np.diff(self._first[1:])
         unigrams = self.unigrams()
-        unigrams[START_ID] = unigrams.min(initial=0, where=np.arange(n) != START_ID)  # never scored
+        unigrams[START_ID] = unigrams.min(initial=0, where=np.arange(len(unigrams)) != START_ID)  # never scored
         unigram = Quantised.of(unigrams, np.uint16)
-        ngram = Quantised.of(self._log_prob[n:], code)
-        backoff = Quantised.of(self._backoff, code)
-        derived = 1 + sum(self.counts[:2]) if self.order > 2 else contexts  # links that loading works out by itself
+        ngram = Quantised.of(self._ngram[:], code)
+        backoff = Quantised.of(self._backoff[:], code)
         sections = {
-            "words": np.frombuffer("\n".join(self.words).encode(), np.uint8),
-            "children": children[1:].astype(np.uint32 if children[1:].max(initial=0) > LOW else np.uint16),
-            "word": (word[n:] & LOW).astype(np.uint16),
-            "word_high": (word[n:] >> 16).astype(np.uint8) if n > LOW + 1 else np.zeros(0, np.uint8),
+            "words": np.frombuffer(self._words, np.uint8),
+            "children": children.astype(np.uint32 if children.max(initial=0) > LOW else np.uint16),
+            "word": self._word.low,
+            "word_high": self._word.high,
             "unigram": unigram.codes,
             "ngram": ngram.codes,
             "backoff": backoff.codes,
-            "link": self._link[derived:].astype(np.int32),
+            "link": self._link,
         }
         ranges = {name: (q.low, q.high) for name, q in (("unigram", unigram), ("ngram", ngram), ("backoff", backoff))}
         with open(path, "wb") as file:
@@ -237,27 +323,12 @@ class NgramModel:
 
     @classmethod
     def _map(cls, header: dict, section: dict[str, NDArray]) -> "NgramModel":
-        ranges = header["ranges"]
-        order, counts = header["order"], header["counts"]
-        n, contexts = counts[0], len(section["backoff"])
-        keys = np.empty(sum(counts), np.int64)
-        keys[:n] = np.arange(n)
-        above = keys[n:]  # n-grams of two words and more
-        context = np.repeat(np.arange(1, contexts, dtype=np.int32), section["children"])
-        np.left_shift(context, _bits(n), out=above, dtype=np.int64)
-        above |= section["word"]
-        if len(section["word_high"]):
-            above |= np.left_shift(section["word_high"], 16, dtype=np.int32)
-        link = np.zeros(contexts, np.int32)
-        if order > 2:
-            pairs = counts[1]
-            link[1 + n : 1 + n + pairs] = (above[:pairs] & ((1 << _bits(n)) - 1)) + 1
-            link[1 + n + pairs :] = section["link"]
-        unigram = Quantised(section["unigram"], *ranges["unigram"])
-        ngram = Quantised(section["ngram"], *ranges["ngram"])
-        backoff = Quantised(section["backoff"], *ranges["backoff"])
-        log_prob = np.concatenate([unigram.values, ngram.values])
-        return cls(order, section["words"].tobytes(), counts, keys, log_prob, backoff.values, link)
+        coded = {
+            name: Quantised(section[name], *header["ranges"][name]).coded for name in ("unigram", "ngram", "backoff")
+        }
+        word = WordIds(section["word"], section["word_high"])
+        words = section["words"].tobytes()
+        return cls(words, header["counts"], section["children"], word, **coded, link=section["link"])
 
     def write_arpa(self, file: TextIO) -> None:
         """Writes the model as ARPA text (base-10 logarithms)."""
@@ -270,7 +341,7 @@ class NgramModel:
             file.write(f"\n\\{k}-grams:\n")
             index = np.arange(first, first + count)
             text = [f"{spelled[c]} {self.words[w]}".lstrip() for c, w in zip(context[index], word[index], strict=True)]
-            log_prob = self._log_prob[index] / LN_10
+            log_prob = (self._unigram[:] if k == 1 else self._ngram[index - self.counts[0]]) / LN_10
             if k == 1:
                 log_prob[START_ID] = ARPA_NEVER
             if k < self.order:
@@ -284,7 +355,8 @@ class NgramModel:
         file.write("\n\\end\\\n")
 
     def _contexts_and_words(self) -> tuple[Ids, Ids]:
-        return self._keys >> self._bits, self._keys & ((1 << self._bits) - 1)
+        context = np.repeat(np.arange(self._contexts), np.diff(self._first))
+        return context, np.concatenate([np.arange(self.counts[0]), self._word[:]])
 
     @classmethod
     def read_arpa(cls, file: TextIO) -> "NgramModel":
@@ -313,10 +385,6 @@ class NgramModel:
             next(lines, None)  # the empty line
             next(lines, None)  # the next heading
         return cls.from_levels(list(ids), levels)
-
-
-def _bits(words: int) -> int:
-    return max(1, int(words - 1).bit_length())
 
 
 def _write_sections(file: BinaryIO, facts: dict[str, object], sections: dict[str, NDArray]) -> None:
