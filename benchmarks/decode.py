@@ -1,19 +1,16 @@
 """Cost of decoding, by width of the beam: one core, emissions of real recordings, offline and chunk by chunk.
 
-    python benchmarks/decode.py MODEL MANIFEST [--data DIR] [--limit N] [--beams 32,64,128] [--json OUT]
+    python -m benchmarks.decode [SOURCE] [--model M] [--limit N] [--beams 32,64,128] [--json OUT] [--markdown OUT]
 
 Seconds are those of the search alone, without the encoder, the median of three passes. "chunk" is one step of the
 stream (four emissions, 160 ms) with the best hypothesis read after it, as the recogniser does. Every width is measured
 twice: as it runs here, compiled where a compiler was, and in NumPy.
 """
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,7 +24,8 @@ from asr.decoding.words import reader
 from asr.recognizer import load
 from asr.runtime import LANGUAGE_MODEL_FILE, Model
 from asr.training.manifest import read
-from asr.training.tune import Emissions, record, transcribe, word_error_rate
+from asr.training.tune import Emissions, record_all, transcribe, word_error_rate
+from benchmarks.common import Spread, Table, guarded, parser, publish, spread_evenly
 
 BEAMS = (32, 64, 128, 256, 512)
 PASSES = 3
@@ -39,42 +37,30 @@ class Row:
 
     decoder: str
     wer: float
-    offline_ms: float  # per second of audio
+    offline_ms: Spread  # per second of audio
     stream_ms: float  # per second of audio, chunk by chunk
     chunk_p50_ms: float
     chunk_p99_ms: float
 
 
 def main() -> None:
-    """Prints a table and writes it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model directory or the name of a bundled model")
-    parser.add_argument("source", type=Path, help="a manifest (.tsv) or LibriSpeech")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the manifest's paths (default: its own)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N recordings")
-    parser.add_argument("--beams", type=_widths, default=BEAMS, metavar="N,N...", help="widths of the beam")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table as JSON")
-    args = parser.parse_args()
+    """Prints a table and writes it where asked."""
+    options = parser(__doc__)
+    options.add_argument("--limit", type=int, metavar="N", help="only N recordings, evenly spread")
+    options.add_argument("--beams", type=_widths, default=BEAMS, metavar="N,N...", help="widths of the beam")
+    args = options.parse_args()
 
     recognizer = load(args.model, decoder="greedy")
-    utterances = read(args.source, args.data)[: args.limit]
-    recordings = []
+    utterances = spread_evenly(read(args.source, args.data), args.limit)
     with Bar(len(utterances)) as bar:
-        for done, utterance in enumerate(utterances):
-            bar.update(done, utterance.path.name)
-            recordings.append(record(recognizer, utterance))
-    model = recognizer.model
-    rows = [measure(name, decoder, recordings, model) for name, decoder in decoders(model, args.beams).items()]
-    print(
-        f"{'decoder':<22}{'WER %':>8}{'offline':>10}{'stream':>10}{'chunk p50':>11}{'p99':>8}   ms, per second of audio"
-    )
-    for row in rows:
-        print(
-            f"{row.decoder:<22}{100 * row.wer:8.2f}{row.offline_ms:10.2f}{row.stream_ms:10.2f}"
-            f"{row.chunk_p50_ms:11.2f}{row.chunk_p99_ms:8.2f}"
-        )
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        recordings = record_all(recognizer, utterances, progress=bar.update)
+    rows = []
+    table = Table("decoder", "word errors, %", "whole, ms for a second", "chunk by chunk", "chunk, p50, ms", "p99")
+    for name, decoder in decoders(recognizer.model, args.beams).items():
+        row = measure(name, decoder, recordings, recognizer.model)
+        table.add(name, f"{100 * row.wer:.2f}", row.offline_ms, row.stream_ms, row.chunk_p50_ms, row.chunk_p99_ms)
+        rows.append(row)
+    publish(args, "decode", rows, table)
 
 
 def decoders(model: Model, beams: Sequence[int]) -> dict[str, Decoder]:
@@ -108,7 +94,7 @@ def measure(name: str, decoder: Decoder, recordings: list[Emissions], model: Mod
         began = time.process_time()
         found = [transcribe(decoder, recording) for recording in recordings]
         passes.append(time.process_time() - began)
-    offline = float(np.median(passes))
+    offline = Spread.of([1000 * taken / seconds for taken in passes])
 
     size = model.config.chunk_frames // model.config.subsampling
     chunks = []
@@ -122,8 +108,8 @@ def measure(name: str, decoder: Decoder, recordings: list[Emissions], model: Mod
                 chunks.append(time.process_time() - began)
     wer = word_error_rate([recording.reference for recording in recordings], found)
     p50, p99 = 1000 * np.percentile(chunks, [50, 99])
-    return Row(name, wer, 1000 * offline / seconds, 1000 * sum(chunks) / seconds, float(p50), float(p99))
+    return Row(name, wer, offline, 1000 * sum(chunks) / seconds, float(p50), float(p99))
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

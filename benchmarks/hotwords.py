@@ -1,6 +1,6 @@
 """What hot-words find, what they disturb and what they cost: rare words of a manifest, alone and among distractors.
 
-    python benchmarks/hotwords.py MODEL MANIFEST [--data DIR] [--limit N] [--emissions FILE] [--json OUT]
+    python -m benchmarks.hotwords [SOURCE] [--model M] [--limit N] [--emissions FILE] [--json OUT] [--markdown OUT]
 
 Listed are the RARE rarest words that are said: first all outside the language model's vocabulary, then those of the
 lowest unigram probability. Distractors are words that nobody says, drawn from the rarest of the vocabulary. "recall" is
@@ -9,12 +9,10 @@ insertions included; "false" counts listed words and distractors heard more ofte
 those of the search alone on one core, without the encoder.
 """
 
-import argparse
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import jiwer
@@ -27,6 +25,7 @@ from asr.recognizer import Recognizer, load
 from asr.runtime import LANGUAGE_MODEL_FILE
 from asr.training import tune
 from asr.training.manifest import read
+from benchmarks.common import Table, guarded, parser, publish
 
 RARE = 100  # words listed
 DISTRACTORS = (0, 100, 1000, 4900)
@@ -49,59 +48,37 @@ class Row:
 
 
 def main() -> None:
-    """Prints a table and writes it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model directory or the name of a bundled model")
-    parser.add_argument("source", type=Path, help="a manifest (.tsv) or LibriSpeech")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the manifest's paths (default: its own)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only N recordings, evenly spread over the source")
-    parser.add_argument("--boost", type=float, metavar="NATS", help="of every word (default: the model's)")
-    parser.add_argument("--emissions", type=Path, metavar="FILE", help="keep the emissions, or take them from it")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table as JSON")
-    args = parser.parse_args()
+    """Prints a table and writes it where asked."""
+    options = parser(__doc__)
+    options.add_argument("--limit", type=int, metavar="N", help="only N recordings, evenly spread over the source")
+    options.add_argument("--boost", type=float, metavar="NATS", help="of every word (default: the model's)")
+    options.add_argument("--emissions", type=Path, metavar="FILE", help="keep the emissions, or take them from it")
+    args = options.parse_args()
 
     recognizer = load(args.model, decoder="beam")
     search = recognizer.decoder
     if not isinstance(search, BeamSearch):
-        parser.error(f"{args.model} has no beam search")
-    recordings = emissions(args)
+        options.error(f"{args.model} has no beam search")
+    utterances = read(args.source, args.data)
+    with Bar(len(utterances)) as bar:
+        recordings = tune.record_all(load(args.model, decoder="greedy"), utterances, args.emissions, bar.update)
     references = [recording.reference for recording in recordings]
     count = min(args.limit or len(recordings), len(recordings))
     recordings = [recordings[i * len(recordings) // count] for i in range(count)]
     lm = NgramModel.load(recognizer.model.directory / LANGUAGE_MODEL_FILE)
     rare = rarest_said(references, lm)
     lists = [None, *(distractors(references, lm, number) for number in DISTRACTORS)]
-    print(
-        f"{'hot-words':<24}{'build ms':>9}{'recall %':>10}{'WER %':>8}{'elsewhere %':>13}{'false':>7}{'search ms':>11}"
+    table = Table(
+        "hot-words", "to prepare, ms", "recall, %", "word errors, %", "elsewhere, %", "false", "search, ms for a second"
     )
     rows = []
     for others in lists:
         row = measure(recognizer, search, recordings, rare, others, args.boost)
         name = f"{row.listed} and {row.distractors} others" if row.listed else "none"
-        print(
-            f"{name:<24}{row.build_ms:9.0f}{100 * row.recall:10.1f}{100 * row.wer:8.2f}{100 * row.wer_elsewhere:13.2f}"
-            f"{row.false:7}{row.search_ms:11.2f}",
-            flush=True,
-        )
+        shares = (f"{100 * share:.2f}" for share in (row.recall, row.wer, row.wer_elsewhere))
+        table.add(name, row.build_ms, *shares, row.false, row.search_ms)
         rows.append(row)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-
-
-def emissions(args: argparse.Namespace) -> list[tune.Emissions]:
-    """Those of all recordings, computed or from the file."""
-    if args.emissions and args.emissions.exists():
-        return tune.load(args.emissions)
-    recognizer = load(args.model, decoder="greedy")
-    utterances = read(args.source, args.data)
-    recordings = []
-    with Bar(len(utterances)) as bar:
-        for done, utterance in enumerate(utterances):
-            bar.update(done, utterance.path.name)
-            recordings.append(tune.record(recognizer, utterance))
-    if args.emissions:
-        tune.save(args.emissions, recordings)
-    return recordings
+    publish(args, "hotwords", rows, table)
 
 
 def rarest_said(references: Sequence[str], lm: NgramModel) -> list[str]:
@@ -168,4 +145,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)
