@@ -30,7 +30,7 @@ from benchmarks.common import CLIPS, ROOT, Spread, Table, all_cores, figure, gua
 CLIP = CLIPS.with_name("19-198-0008.flac")
 CLIP_SECONDS = 2.0
 DECODERS: dict[str, tuple[str, list[str]]] = {"beam + LM": ("auto", []), "greedy": ("greedy", ["--greedy"])}  # options
-MB = 1e6
+MB = 2**20  # as `du -m` has it
 
 
 @dataclass(frozen=True)
