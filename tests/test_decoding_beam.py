@@ -1,6 +1,8 @@
 """Prefix beam search: against brute force over all alignments, for any cutting, over hours, with a language model."""
 
 import itertools
+import json
+import pathlib
 from dataclasses import replace
 from math import inf
 
@@ -20,6 +22,7 @@ from asr.decoding.lm import UNKNOWN_ID, NgramModel
 from asr.errors import ASRError
 from asr.tokenizer import BOUNDARY
 
+FLASHLIGHT = pathlib.Path(__file__).parent / "data" / "flashlight"
 EVERYTHING = BeamConfig(beam=10**6, beam_threshold=inf, tokens=100, token_threshold=inf, horizon=10**6)
 CHARACTERS = ["<blank>", BOUNDARY, "a", "b"]
 PIECES = ["<blank>", f"{BOUNDARY}a", "b", f"{BOUNDARY}ba", BOUNDARY]
@@ -106,6 +109,23 @@ def test_fusion_equals_rescoring_every_sequence(
         total, _, _ = expected[tuple(path.tokens.tolist())]
         text = "".join(tokens[i] for i in path.tokens).replace(BOUNDARY, " ")
         assert path.score == pytest.approx(total + word_score(LM, text, config), abs=1e-4)
+
+
+@pytest.mark.parametrize("with_lm", [False, True], ids=["alone", "lm"])
+def test_real_emissions_give_the_sequences_and_scores_of_flashlight(with_lm: bool) -> None:
+    emitted = np.load(FLASHLIGHT / "emissions.npz")
+    tokens = emitted["tokens"].tolist()
+    recorded = json.loads((FLASHLIGHT / "found.json").read_text())
+    # Flashlight keeps an alignment that ends in a blank apart from one that does not, so its 2000 are 1000 of ours.
+    config = BeamConfig(1000, 60.0, len(tokens), 60.0, horizon=10**6, **recorded["settings"])
+    with (FLASHLIGHT / "sounds.arpa").open() as file:
+        scorer = BeamSearch.with_language_model(NgramModel.read_arpa(file), tokens, config).scorer
+    search = BeamSearch(config, scorer if with_lm else None)
+    for clip, found in recorded["found"].items():
+        wanted = found["lm" if with_lm else "alone"]
+        paths = search.best(search.step(emitted[clip].astype(np.float32), search.start()), len(wanted))
+        assert ["".join(tokens[i] for i in path.tokens) for path in paths] == [sequence for sequence, _ in wanted]
+        assert [path.score for path in paths] == pytest.approx([score for _, score in wanted], abs=0.1)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([CHARACTERS, PIECES]), st.integers(1, 40))
