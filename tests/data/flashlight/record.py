@@ -76,7 +76,7 @@ class Words(LM):
 
 
 def best(log_probs: np.ndarray, tokens: list[str], lm: LM, lm_weight: float) -> list[tuple[str, float]]:
-    """The likeliest token sequences, and log-probabilities summed over their alignments as far as the beam held them."""
+    """The likeliest token sequences, and log-probabilities summed over their alignments as far as the beam went."""
     options = LexiconFreeDecoderOptions(BEAM, TOKENS, THRESHOLD, lm_weight, 0.0, True, CriterionType.CTC)
     decoder = LexiconFreeDecoder(options, lm, -1, 0, [])
     emissions = np.ascontiguousarray(log_probs, np.float32)
