@@ -144,13 +144,42 @@ def test_a_model_directory_keeps_its_lexicon(tmp_path: Path) -> None:
     assert loaded.lexicon.pairs == LEXICON.pairs
 
 
+@given(
+    st.lists(st.tuples(st.text("ab'", min_size=1, max_size=4), st.text("ab", max_size=3)), max_size=30), st.booleans()
+)
+@settings(max_examples=60, deadline=None)
+def test_words_and_sounds_are_found_as_in_dictionaries(pairs: list[tuple[str, str]], alike: bool) -> None:
+    sounds: dict[str, list[str]] = defaultdict(list)
+    words: dict[str, list[str]] = defaultdict(list)
+    for word, sound in pairs:
+        sounds[word].append(sound)
+        words[sound].append(word)
+    with pytest.MonkeyPatch.context() as patch:
+        if alike:  # all that end with the same letter have the same hash
+            patch.setattr("asr.lexicon.MULTIPLIER", 0)
+        lexicon = Lexicon(pairs)
+        assert lexicon.pairs == pairs
+        for key in {*sounds, *words, "b", "bab"}:
+            assert list(lexicon.sounds(key)) == sounds[key]
+            assert lexicon.text(key) == (words[key] or [key])[0]
+
+
+@pytest.mark.parametrize("text", ["to\ta\ntwo\ta", "to\ta\ntwo\ta\n", "to\ta\r\ntwo\ta\r\n"])
+def test_lines_may_end_in_any_way(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lexicon.txt").write_bytes(text.encode())
+    assert Lexicon.load(tmp_path / "lexicon.txt").pairs == [("to", "a"), ("two", "a")]
+
+
 def test_every_phone_has_a_letter_of_its_own() -> None:
     assert len(PHONES) == len(set(PHONES.values())) == 39
     assert all(len(letter) == 1 and letter.isascii() for letter in PHONES.values())
     assert UNKNOWN not in PHONES.values()
 
 
-@pytest.mark.parametrize(("text", "message"), [("word", "every line"), (None, "cannot read")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("word", "every line"), ("a\tb\tc\n", "every line"), ("a\tb\n\n", "every line"), (None, "cannot read")],
+)
 def test_a_bad_lexicon_is_one_clear_sentence(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "lexicon.txt").write_text(text)
