@@ -1,5 +1,6 @@
 """Calibration: delays and weights are found again, figures are their definitions, speech aligns as it sounds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asr.ctc import align
 from asr.decoding.confidence import EVIDENCE
 from asr.errors import ASRError
+from asr.recognizer import load
+from asr.text import normalize
 from asr.training.calibrate import (
     Heard,
+    aligned_tokens,
+    alignment_errors,
     boundary_errors,
     fit_confidence,
     fit_times,
@@ -35,13 +41,38 @@ def heard(seed: int, words: int = 60) -> Heard:
     right = rng.random(words) < 1 / (1 + np.exp(-2 * evidence[:, 2]))
     first, last = start + late, start + 0.3 - 0.05
     number = np.zeros(words, np.int64)
-    return Heard(str(seed), "x", evidence, first, last, number, right, start, start + 0.3)
+    aligned, place = np.stack([first, last], axis=1), np.arange(words)
+    return Heard(str(seed), "x", evidence, first, last, number, right, start, start + 0.3, aligned, place)
 
 
 def test_delays_are_found_again() -> None:
     times = fit_times([heard(1), heard(2)])
     assert (times.start, times.onset, times.end) == pytest.approx((0.15, 0.1, -0.05), abs=1e-6)
     assert np.abs(boundary_errors([heard(3)], times)).max() < 1e-6
+
+
+def test_a_search_that_emits_as_the_alignment_has_it_adds_no_error() -> None:
+    one = heard(1)
+    times = fit_times([one])
+    assert np.abs(alignment_errors([one], times)).max() == 0
+    early = replace(one, first=one.first - 0.04, last=one.last - 0.04)
+    assert np.median(alignment_errors([early], times)) == pytest.approx(-0.04)
+    assert len(alignment_errors([replace(one, place=np.full(len(one), -1))], times)) == 0
+
+
+def test_the_reference_is_aligned_in_the_pronunciation_that_fits_best() -> None:
+    recognizer = load("en", decoder="greedy")
+    tokenizer = recognizer.model.tokenizer
+    log_probs = np.concatenate(recognizer.emissions(read_samples(CLIP)))
+    reference = normalize(CLIP.text)
+    found = aligned_tokens(log_probs, reference, tokenizer)
+    ways = [(tokens, align(log_probs, tokens)) for tokens in tokenizer.spellings(reference)]
+    likelihood = [sum(span.log_prob * (span.end - span.start) for span in spans) for _, spans in ways]
+    assert len(found) == len(reference.split())
+    assert (np.diff(found.ravel()) >= 0).all()
+    starts = {span.start for span in ways[int(np.argmax(likelihood))][1]}
+    assert np.mean([frame in starts for frame in found.ravel()]) > 0.9  # blanks, which count too, may decide otherwise
+    assert len(aligned_tokens(log_probs[:20], reference, tokenizer)) == 0
 
 
 def test_only_evidence_that_tells_gets_weight() -> None:

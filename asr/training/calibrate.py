@@ -12,10 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from torchaudio.functional import forced_align, merge_tokens
 
 from asr.audio import read_blocks
+from asr.ctc import BLANK_ID, frames_needed
 from asr.decoding import Decoder
 from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamSearch
@@ -28,6 +31,7 @@ from asr.features import Samples
 from asr.recognizer import Recognizer
 from asr.segmenter import Hypothesis, Segmenter
 from asr.text import normalize
+from asr.tokenizer import Tokenizer
 from asr.training.evaluate import calibration_error, partners, roc_area
 from asr.training.manifest import Utterance
 from asr.transcript import Word
@@ -49,7 +53,9 @@ class Heard:
 
     evidence: shape = (words, kinds of EVIDENCE); first, last: seconds of their first and last tokens as emitted;
     segment: number of the segment they are in; right: whether the reference has them; start, end: when they are said,
-    by alignment of the reference, NaN where that is not known.
+    by alignment of the reference, NaN where that is not known. aligned: first and last tokens of all words of the
+    reference as `aligned_tokens` has them, shape = (words of the reference, 2), and place: where each word is among
+    them, -1 where it is not.
     """
 
     speaker: str
@@ -61,6 +67,8 @@ class Heard:
     right: NDArray[np.bool_]
     start: Values
     end: Values
+    aligned: Values
+    place: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.right)
@@ -123,6 +131,7 @@ def hear(
     if spoken is not None and len(words):
         known = partner >= 0
         start[known], end[known] = spoken[partner[known]].T
+    aligned = aligned_tokens(np.concatenate(chunks), reference, recognizer.model.tokenizer) * config.emission_seconds
     return Heard(
         utterance.speaker,
         utterance.corpus,
@@ -133,6 +142,8 @@ def hear(
         partner >= 0,
         start,
         end,
+        aligned,
+        partner if len(aligned) else np.full(len(words), -1),
     )
 
 
@@ -161,6 +172,27 @@ def spoken_times(samples: Samples, reference: str) -> Values | None:
         return None
     found = [(s.start_frame / 100, (s.end_frame + 1) / 100) for s in aligner.seg() if s.word[0] not in "<["]
     return np.array(found) if len(found) == len(words) else None
+
+
+def aligned_tokens(log_probs: NDArray[np.float32], reference: str, tokenizer: Tokenizer) -> Values:
+    """Emissions of the first and last token of each word of a normalised text, shape = (words, 2).
+
+    That is torchaudio's forced alignment of the text to the emissions, shape = (emissions, vocabulary), in the
+    pronunciation that fits them best. No words at all where a word has none or the text is too long for them.
+    """
+    if not reference or tokenizer.unknown(reference):
+        return np.zeros((0, 2))
+    emitted = torch.from_numpy(np.array(log_probs, np.float32))[None]
+    alignments = []
+    for tokens in tokenizer.spellings(reference):
+        if frames_needed(tokens) <= len(log_probs):
+            labels, scores = forced_align(emitted, torch.tensor([tokens]), blank=BLANK_ID)
+            alignments.append((float(scores.sum()), tokens, merge_tokens(labels[0], scores[0], BLANK_ID)))
+    if not alignments:
+        return np.zeros((0, 2))
+    _, tokens, found = max(alignments, key=lambda alignment: alignment[0])
+    spans = reader(tokenizer).words(tokens)
+    return np.array([(found[span.begin].start, found[span.end - 1].start) for span in spans], np.float64)
 
 
 def fit_times(heard: Sequence[Heard]) -> WordTimes:
@@ -196,6 +228,19 @@ def boundary_errors(heard: Sequence[Heard], times: WordTimes) -> Values:
         errors += [found[0] - start, found[1] - end]
     together = np.concatenate(errors)
     return together[~np.isnan(together)]
+
+
+def alignment_errors(heard: Sequence[Heard], times: WordTimes) -> Values:
+    """As `boundary_errors`, against `aligned_tokens` with the same delays: what the search adds to the error."""
+    errors = [np.zeros(0)]
+    for h in heard:
+        spans = [np.stack(times.spans(first, last)) for first, last, _, _ in _segments([h])]
+        known = h.place >= 0
+        if known.any():
+            said = np.stack(times.spans(*h.aligned.T))
+            errors += [*(np.concatenate(spans, axis=1)[:, known] - said[:, h.place[known]])]
+    together = np.concatenate(errors)
+    return together[np.isfinite(together)]
 
 
 def summarise(errors: Values) -> BoundaryErrors:
@@ -286,35 +331,39 @@ class Quality:
     words: int
     right: float  # share of them
     boundaries: BoundaryErrors | None  # None where nothing could be aligned
+    search: BoundaryErrors | None  # against the alignment of the reference to the same emissions
     calibration_error: float
     roc_area: float
 
     def __str__(self) -> str:
         return (
             f"{self.words} words, {self.right:.1%} right; boundaries: {self.boundaries or 'not aligned'}; "
+            f"against forced alignment: {self.search or 'not aligned'}; "
             f"confidence: calibration error {self.calibration_error:.1%}, ROC area {self.roc_area:.3f}"
         )
 
 
 def quality(heard: Sequence[Heard]) -> dict[str, Quality]:
     """By corpus, and of all together, by cross-validation over speakers."""
-    errors: list[tuple[str, Values]] = []
+    errors: list[tuple[str, Values, Values]] = []
     judged: list[tuple[str, Values, NDArray[np.bool_]]] = []
     for fitted, measured in folds(heard):
         times, calibration = fit_times(fitted), fit_confidence(fitted)
         for h in measured:
-            errors.append((h.corpus, boundary_errors([h], times)))
+            errors.append((h.corpus, boundary_errors([h], times), alignment_errors([h], times)))
             judged.append((h.corpus, probabilities(calibration, [h]), h.right))
     corpora = sorted({h.corpus for h in heard})
     found = {}
     for name in [*corpora, "all"] if len(corpora) > 1 else corpora:
         probability = np.concatenate([p for corpus, p, _ in judged if name in (corpus, "all")])
         right = np.concatenate([r for corpus, _, r in judged if name in (corpus, "all")])
-        boundary = np.concatenate([e for corpus, e in errors if name in (corpus, "all")])
+        boundary = np.concatenate([e for corpus, e, _ in errors if name in (corpus, "all")])
+        search = np.concatenate([e for corpus, _, e in errors if name in (corpus, "all")])
         found[name] = Quality(
             len(right),
             float(right.mean()),
             summarise(boundary) if len(boundary) else None,
+            summarise(search) if len(search) else None,
             calibration_error(probability, right),
             roc_area(probability, right),
         )
