@@ -2,8 +2,9 @@
 
     samples -> resampler -> gate, if wanted -> log-mel -> encoder -> decoder -> endpointing -> hypotheses
 
-The encoder always runs on chunks of the model's own length, and everything after it is decided once per chunk: text,
-times and confidence are the same however the samples are cut.
+The encoder always runs on pieces of the same length, and what is final is decided once per chunk of the model's own
+length: text, times and confidence are the same however the samples are cut. A partial hypothesis need not wait for the
+end of a chunk; but words shown before do not change within one, as most such changes are taken back at its end.
 """
 
 import copy
@@ -21,6 +22,7 @@ from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy
 from asr.decoding.hotwords import Hotwords, Wanted, phrases
 from asr.decoding.lm import NgramModel
+from asr.decoding.tree import open_tree
 from asr.decoding.words import reader
 from asr.errors import ASRError
 from asr.features import Frames, LogMel, Samples
@@ -101,10 +103,15 @@ class Recognizer:
         """
         front = _FrontEnd(self.model)
         found: list[LogProbs] = []
+        pieces: list[LogProbs] = []  # of one chunk
         for part, last in ((samples, False), (front.tail(self.rules.tail_seconds), True)):
             for features in front.step(part, last):
-                found += front.emissions(*self.model.step(features, front.state))
-        return found
+                for piece, whole in front.emissions(*self.model.step(features, front.state)):
+                    pieces.append(piece)
+                    if whole:
+                        found.append(np.concatenate(pieces))
+                        pieces.clear()
+        return found + ([np.concatenate(pieces)] if pieces else [])
 
     def transcribe(
         self,
@@ -188,7 +195,8 @@ class Stream:
         self._front = _FrontEnd(model)
         self._segmenter = Segmenter(model.config, model.tokenizer.tokens, recognizer.decoder, rules, nbest)
         self._samples = 0  # at the model's rate
-        self._chunks = 0  # decoded
+        self._pieces = 0  # of emissions, decoded
+        self._whole = False  # whether they end with a chunk
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
 
@@ -226,13 +234,16 @@ class Stream:
             raise ASRError("this stream is finished and takes no more samples; begin another with Recognizer.stream()")
         if np.size(samples) == 0:
             return []
-        chunks = self._chunks
+        pieces = self._pieces
         finals = yield from self._advance(self._resampler.step(as_mono_float32(samples)))
-        if self._chunks == chunks:
+        if self._pieces == pieces:
             return finals
         partial = self._segmenter.partial()
-        before, self._shown = self._shown, partial.text if partial else ""
-        return [*finals, partial] if partial and partial.text != before else finals
+        text = partial.text if partial else ""
+        if not self._whole and not finals and not text.startswith(self._shown):
+            return finals
+        before, self._shown = self._shown, text
+        return [*finals, partial] if partial and text != before else finals
 
     def finishing(self) -> Steps:
         """As `finish`, for one who runs the encoder on chunks of many streams at once."""
@@ -275,9 +286,13 @@ class Stream:
     def _recognise(self, samples: Samples, last: bool = False) -> Steps:
         finals: list[Hypothesis] = []
         for features in self._front.step(samples, last):
-            for emissions in self._front.emissions(*(yield features, self._front.state)):
-                self._chunks += 1
-                finals += self._segmenter.step(emissions)
+            for emissions, whole in self._front.emissions(*(yield features, self._front.state)):
+                self._pieces += 1
+                self._whole = whole
+                if whole:
+                    finals += self._segmenter.step(emissions)
+                else:
+                    self._segmenter.hear(emissions)
         return finals
 
     def _end_region(self) -> Steps:
@@ -295,17 +310,19 @@ class _FrontEnd:
 
     def __init__(self, model: Model, known: int = 0) -> None:
         self._config = model.config
+        self._piece = model.piece_frames
         self._log_mel = LogMel(model.config.features)
         self._samples = self._log_mel.start()
         self._frames = [np.zeros((0, model.config.features.n_mels), np.float32)]
         self.state = model.start()  # of the encoder
         self.known_emissions = math.ceil(known / (model.config.features.hop * model.config.subsampling))
         self._early = model.config.lookahead + self.known_emissions  # emissions still to come that are dropped
+        self._heard = 0  # emissions so far
 
     @property
     def wanted(self) -> int:
-        """Samples that complete the next chunk, where the model has any."""
-        frames = self._config.chunk_frames - sum(map(len, self._frames))
+        """Samples that complete the next piece."""
+        frames = self._piece - sum(map(len, self._frames))
         return self._log_mel.wanted(frames, self._samples)
 
     def tail(self, seconds: Seconds) -> Samples:
@@ -316,7 +333,7 @@ class _FrontEnd:
         return np.zeros(round(seconds * features.sample_rate) + frames * features.hop + features.window, np.float32)
 
     def step(self, samples: Samples, last: bool = False) -> Iterator[Frames]:
-        """Features of each chunk that is complete, shape = (1, frames, n_mels).
+        """Features of each piece that is complete, shape = (1, frames, n_mels).
 
         A bidirectional model has all of them as one chunk, with the `last` samples.
         """
@@ -325,7 +342,7 @@ class _FrontEnd:
         if last:
             self._frames.append(self._log_mel.flush(self._samples))
         if self._config.streaming:
-            length = self._config.chunk_frames
+            length = self._piece
             held = np.concatenate(self._frames)
             whole = len(held) // length * length
             self._frames = [held[whole:].copy()]
@@ -333,13 +350,16 @@ class _FrontEnd:
         elif last:
             yield np.concatenate(self._frames)[None]
 
-    def emissions(self, log_probs: LogProbs, state: State) -> list[LogProbs]:
-        """What the encoder has made of a chunk, as log-probabilities by chunk, shape = (emissions, vocabulary)."""
+    def emissions(self, log_probs: LogProbs, state: State) -> Iterator[tuple[LogProbs, bool]]:
+        """Emissions that the encoder has made, shape = (emissions, vocabulary), cut where chunks end, and whether."""
         self.state = state
-        early = min(self._early, log_probs.shape[1])
-        self._early -= early
         length = self._config.chunk_frames // self._config.subsampling
-        return np.split(log_probs[0, early:], range(length, log_probs.shape[1] - early, length))
+        ends = range(length - self._heard % length, log_probs.shape[1], length)
+        for piece in np.split(log_probs[0], ends):
+            self._heard += len(piece)
+            early = min(self._early, len(piece))
+            self._early -= early
+            yield piece[early:], self._heard % length == 0
 
 
 def load(
@@ -397,4 +417,5 @@ def _decoder(model: Model, kind: str) -> Decoder:
     if not language_model.is_file():
         return BeamSearch(config, tokens=model.tokenizer.tokens)
     lm, tokenizer = NgramModel.load(language_model), model.tokenizer
-    return BeamSearch.with_language_model(lm, tokenizer.tokens, config, tokenizer.lexicon)
+    tree = open_tree(model.directory, lm, tokenizer.lexicon)
+    return BeamSearch.with_language_model(lm, tokenizer.tokens, config, tokenizer.lexicon, tree)

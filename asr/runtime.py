@@ -6,6 +6,7 @@ Every state is float32 with the batch as its first dimension, zero at the start 
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from asr.errors import ASRError
-from asr.features import FeatureConfig, Frames
+from asr.features import BLOCK, FeatureConfig, Frames
 from asr.tokenizer import Tokenizer
 
 FORMAT = 1  # of the model directory; raised when an older program could no longer read it
@@ -128,6 +129,11 @@ class Model:
                 f"{directory} lists {len(tokenizer.tokens)} tokens and its graph gives {vocabulary}; {EXPORT_AGAIN}"
             )
         return cls(config, tokenizer, session, directory)
+
+    @property
+    def piece_frames(self) -> int:
+        """Feature frames of every call: the fewer, the sooner words show; rows that meet need a whole chunk."""
+        return self.config.chunk_frames if self._rows_meet else math.gcd(self.config.chunk_frames, BLOCK)
 
     def start(self, batch: int = 1) -> State:
         """The state of `batch` streams that have heard nothing; empty for a bidirectional model."""

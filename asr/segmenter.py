@@ -62,6 +62,7 @@ class Segmenter:
     """Emissions to hypotheses: decodes the open segment and decides, once a chunk, whether it ends."""
 
     _state: Any  # the decoder's
+    _found: TokenPath | None  # the best one in it, where it was asked for
 
     def __init__(
         self,
@@ -92,13 +93,18 @@ class Segmenter:
         self._spoken_until: Seconds = 0.0  # end of the last final word
         self._restart(np.zeros((0, len(self._tokens)), np.float32))
 
-    def step(self, log_probs: LogProbs) -> list[Hypothesis]:
-        """Emissions of one chunk, shape = (emissions, vocabulary), to the final hypothesis they complete, if any."""
+    def hear(self, log_probs: LogProbs) -> None:
+        """Emissions that do not complete a chunk, shape = (emissions, vocabulary): they decide nothing yet."""
         self._log_probs.append(log_probs)
         self._length += len(log_probs)
         self._state = self._decoder.step(log_probs, self._state)
+        self._found = None
+
+    def step(self, log_probs: LogProbs) -> list[Hypothesis]:
+        """Emissions that complete a chunk, shape = (emissions, vocabulary), to the final hypothesis, if one is over."""
+        self.hear(log_probs)
         self._judge.observe(self._decoder, self._state, self._length)
-        path = self._path = self._decoder.best(self._state)[0]
+        path = self._path
         spoken = int(path.frames[-1]) + 1 if len(path.frames) else 0
         if self._length - spoken >= (self._silence if spoken else self._idle):
             return self.flush()
@@ -159,7 +165,14 @@ class Segmenter:
         self._judge.restart()
         self._length = len(log_probs)
         self._state = self._decoder.step(log_probs, self._decoder.start())
-        self._path = self._decoder.best(self._state)[0]
+        self._found = None
+
+    @property
+    def _path(self) -> TokenPath:
+        """The best one of the open segment."""
+        if self._found is None:
+            self._found = self._decoder.best(self._state)[0]
+        return self._found
 
     def _words(self, path: TokenPath, is_final: bool = False) -> list[_Spoken]:
         """Tokens gathered into words, each with its confidence."""
