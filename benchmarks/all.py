@@ -38,7 +38,7 @@ README, FLOOR = ROOT / "README.md", ROOT / "benchmarks" / "FLOOR.md"
 
 def main() -> None:
     """Runs the benchmarks and puts their tables where they belong."""
-    options = parser(__doc__)
+    options = parser(__doc__, results=False)
     options.add_argument("--output", type=Path, default=ROOT / "exp" / "benchmarks", metavar="DIR", help="of results")
     options.add_argument("--only", nargs="*", choices=COMMANDS, default=list(COMMANDS), metavar="NAME")
     options.add_argument("--write", action="store_true", help="put the tables into README.md and FLOOR.md")
@@ -48,6 +48,7 @@ def main() -> None:
     for name in args.only:
         command = [sys.executable, "-m", f"benchmarks.{name}", *COMMANDS[name]]
         command += [] if name in SOURCELESS else [str(args.source.absolute())]
+        command += ["--data", str(args.data.absolute())] if args.data and name not in SOURCELESS else []
         command += [] if name in MODELLESS else ["--model", args.model]
         for kind, suffix in (("json", "json"), ("markdown", "md")):
             command += [f"--{kind}", str(args.output.absolute() / f"{name}.{suffix}")]

@@ -72,8 +72,8 @@ class Table:
         return "\n".join(self._lines)
 
 
-def parser(doc: str | None, model: bool = True, source: bool = True) -> argparse.ArgumentParser:
-    """A benchmark's options, its docstring as help; with those of a model and of a source of speech."""
+def parser(doc: str | None, model: bool = True, source: bool = True, results: bool = True) -> argparse.ArgumentParser:
+    """A benchmark's options, its docstring as help; with those of a model, a source of speech, and files of results."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if model:
         made.add_argument("--model", default="en", metavar="M", help="name or folder of a model (default: en)")
@@ -81,8 +81,9 @@ def parser(doc: str | None, model: bool = True, source: bool = True) -> argparse
         manifest = "a manifest (.tsv) or LibriSpeech (default: the clips of the tests)"
         made.add_argument("source", type=Path, nargs="?", default=CLIPS, help=manifest)
         made.add_argument("--data", type=Path, metavar="DIR", help="folder of the manifest's paths (default: its own)")
-    made.add_argument("--json", type=Path, metavar="OUT", help="write all figures as JSON")
-    made.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables as Markdown")
+    if results:
+        made.add_argument("--json", type=Path, metavar="OUT", help="write all figures as JSON")
+        made.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables as Markdown")
     return made
 
 

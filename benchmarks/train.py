@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.errors import ASRError
+from asr.training.log import WINDOW
 from benchmarks import apart
 from benchmarks.common import ROOT, Spread, Table, all_cores, guarded, parser, publish
 from benchmarks.floor import best_seconds, encoder
@@ -46,6 +47,8 @@ def main() -> None:
     options.add_argument("--processes", type=int, metavar="N", help="default: the cores, or 1 with a GPU")
     options.add_argument("--batch-seconds", type=float, default=96.0, metavar="S", help="a process (default: 96)")
     args = options.parse_args()
+    if not 1 <= args.steps <= WINDOW - WARM_STEPS:
+        raise ASRError(f"--steps is {args.steps}; it must be from 1 to {WINDOW - WARM_STEPS}")
 
     device = apart.run("benchmarks.train:device", all_cores()).value
     processes = args.processes or (1 if device["gpu"] else len(all_cores()))
