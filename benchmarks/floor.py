@@ -20,12 +20,13 @@ import numpy as np
 
 from asr.features import FeatureConfig
 from asr.recognizer import find_model
-from asr.runtime import ModelConfig
+from asr.runtime import Model, ModelConfig
 from benchmarks import apart
 from benchmarks.common import Spread, Table, all_cores, guarded, parser, publish, speech, write_files
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 KERNEL = 5  # frames under each of the two convolutions, of stride two
+ENCODER = ("convolutions", "layers, input", "layers, recurrent", "output and softmax")
 ROWS = (1, 4, 64, 1024)  # of a multiplication: frames times streams
 READS = {"second level cache": 0.5e6, "third level cache": 8e6, "memory": 256e6}  # bytes that are read again and again
 READING = "read"
@@ -66,7 +67,8 @@ def main() -> None:
     options.add_argument("--passes", type=int, default=5, metavar="N", help="default: 5")
     options.add_argument("--attempts", type=int, default=40, metavar="N", help="at every rate (default: 40)")
     args = options.parse_args()
-    config = ModelConfig.load(find_model(args.model))
+    model = Model.load(find_model(args.model))
+    config, piece = model.config, model.piece_frames * seconds_per_frame(model.config)
     cores = all_cores()
 
     works = work(config)
@@ -87,10 +89,10 @@ def main() -> None:
         if rate.what == READING:
             read.add(f"cores: {rate.cores}", *rate.rates.values())
 
-    bounds = least(config, works, {rate.what: rate.rates for rate in rates if rate.cores == 1})
-    limits = Table("the encoder's least time on one core", "a chunk, ms", "an hour, s")
+    bounds = least(config, piece, works, {rate.what: rate.rates for rate in rates if rate.cores == 1})
+    limits = Table("the encoder's least time on one core", f"{1000 * piece:.0f} ms of audio, ms", "an hour, s")
     for name, seconds in bounds.items():
-        limits.add(name, 1000 * seconds * chunk_seconds(config), seconds * HOUR)
+        limits.add(name, 1000 * seconds * piece, seconds * HOUR)
 
     with tempfile.TemporaryDirectory() as folder:
         (path,) = write_files(speech(args, 60 * args.minutes), 1, Path(folder, "one"))
@@ -102,9 +104,9 @@ def main() -> None:
     publish(args, "floor", [*works, *rates, *stages], counted, multiplied, read, limits, spent, least_per_second=bounds)
 
 
-def chunk_seconds(config: ModelConfig) -> float:
-    """Audio of one call of the encoder."""
-    return config.chunk_frames * config.features.hop / config.features.sample_rate
+def seconds_per_frame(config: ModelConfig) -> float:
+    """Of audio, from one feature frame to the next."""
+    return config.features.hop / config.features.sample_rate
 
 
 def work(config: ModelConfig) -> list[Work]:
@@ -144,30 +146,30 @@ def encoder(shape: Mapping[str, Any], frames: float) -> list[Work]:
     ]
 
 
-def least(config: ModelConfig, works: list[Work], rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def least(
+    config: ModelConfig, piece: float, works: list[Work], rates: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
     """Seconds for a second of audio on one core, for each thing that limits.
 
-    A stream's chunk reads every weight once, from the third level cache where they do not fit in the second, and the
-    recurrent weights of a layer once more for each further emission, from the second level.
+    Whatever is heard at a time (a piece of so many seconds of a stream, or a file), every weight is read once, from the
+    third level cache where they do not fit in the second, and a layer's recurrent weights once more for each further
+    emission, from the second level. For a file the first is nothing.
     """
     parts = {each.stage: each for each in works if each.stage in ENCODER}
-    chunks = 1 / chunk_seconds(config)
-    emissions = config.chunk_frames // config.subsampling
-    weights = sum(part.weights for part in parts.values())
-    again = (emissions - 1) * parts["layers, recurrent"].weights
     speeds = {place: 1e9 * rate for place, rate in rates[READING].items()}
-    reading = weights / speeds["third level cache"] + again / speeds["second level cache"]
+    recurrent = parts["layers, recurrent"]
+    once = sum(part.weights for part in parts.values()) / speeds["third level cache"] / piece
+    emissions = 1 / (seconds_per_frame(config) * config.subsampling)
+    again = recurrent.weights / speeds["second level cache"]
     int8 = {rows: 1e9 * rate for rows, rate in rates["int8"].items()}
     operations = sum(part.multiply_adds for part in parts.values())
-    recurrent = parts["layers, recurrent"].multiply_adds
+    rest = operations - recurrent.multiply_adds
     return {
         "int8 arithmetic at its best": operations / max(int8.values()),
-        "int8 arithmetic with the rows of one stream": recurrent / int8["1"] + (operations - recurrent) / int8["4"],
-        "reading int8 weights for one stream": chunks * reading,
+        "int8 arithmetic in ONNX Runtime, one row or four": recurrent.multiply_adds / int8["1"] + rest / int8["4"],
+        "reading int8 weights, one stream": once + (emissions - 1 / piece) * again,
+        "reading int8 weights, one file": emissions * again,
     }
-
-
-ENCODER = ("convolutions", "layers, input", "layers, recurrent", "output and softmax")
 
 
 def rates(attempts: int, width: int) -> dict[str, dict[str, float]]:
