@@ -38,7 +38,7 @@ def heard(seed: int, words: int = 60) -> Heard:
     start = np.cumsum(0.3 + np.append(0.0, pause[:-1]))
     late = np.where(np.append(1.0, pause[:-1]) > 0, 0.1, 0.15)
     evidence = rng.normal(size=(words, len(EVIDENCE)))
-    right = rng.random(words) < 1 / (1 + np.exp(-2 * evidence[:, 2]))
+    right = rng.random(words) < 1 / (1 + np.exp(-2 * evidence[:, EVIDENCE.index("fit")]))
     first, last = start + late, start + 0.3 - 0.05
     number = np.zeros(words, np.int64)
     aligned, place = np.stack([first, last], axis=1), np.arange(words)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from asr.decoding import Path
 from asr.decoding.beam import BeamConfig, BeamSearch
-from asr.decoding.confidence import AGE, EVERY, EVIDENCE, Calibration, Judge
+from asr.decoding.confidence import AGE, EVERY, EVIDENCE, FADING, MOST_ODDS, REACH, Calibration, Judge, _around
 from asr.decoding.greedy import Greedy
 from asr.errors import ASRError
 from asr.features import FeatureConfig
@@ -20,7 +20,7 @@ from asr.tokenizer import BOUNDARY
 from asr.transcript import Word
 
 TOKENS = ["<blank>", BOUNDARY, "a", "b"]
-FLAT = Calibration(0.0, EVIDENCE, (0.0,) * 7, (1.0,) * 7, (0.5,) * 7)
+FLAT = Calibration(0.0, EVIDENCE, (0.0,) * len(EVIDENCE), (1.0,) * len(EVIDENCE), (0.5,) * len(EVIDENCE))
 numbers = st.floats(-50, 50)
 
 
@@ -41,7 +41,7 @@ def words_of(path: Path) -> list[tuple[str, int, int]]:
 
 @given(st.integers(0, 10**6), st.integers(1, EVERY))
 @settings(max_examples=40)
-def test_the_posterior_is_the_share_of_hypotheses_that_have_the_word_there(seed: int, frames: int) -> None:
+def test_the_share_is_that_of_the_hypotheses_that_have_the_word_there(seed: int, frames: int) -> None:
     decoder, judge = search(10**4), Judge(TOKENS, FLAT)
     log_probs = emissions(seed, frames)
     state = decoder.step(log_probs, decoder.start())
@@ -53,14 +53,24 @@ def test_the_posterior_is_the_share_of_hypotheses_that_have_the_word_there(seed:
     best = decoder.best(state)[0]
     if not words_of(best):
         return
-    odds = judge.evidence(decoder, state, log_probs, best, final=True)["posterior"]
+    odds = judge.evidence(decoder, state, log_probs, best, final=True)["share"]
     for (text, first, last), found in zip(words_of(best), odds.tolist(), strict=True):
         share = sum(
             weight
             for path, weight in zip(paths, rows.weights.tolist(), strict=True)
             if any(t == text and a <= last + 1 and b >= first - 1 for t, a, b in words_of(path))
         )
-        assert found == pytest.approx(np.log((share + 1e-4) / (1 - share + 1e-4)), abs=1e-6)
+        assert found == pytest.approx(np.log((share + 1 / MOST_ODDS) / (1 - share + 1 / MOST_ODDS)), abs=1e-6)
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(-10, 10)), min_size=1, max_size=15))
+def test_words_beside_a_word_count_less_and_less(known: list[float | None]) -> None:
+    values = np.array([np.nan if value is None else value for value in known])
+    for i, found in enumerate(_around(values).tolist()):
+        beside = [(j, known[j]) for j in range(max(0, i - REACH), min(len(known), i + REACH + 1))]
+        pairs = [(FADING ** abs(i - j), value) for j, value in beside if value is not None]
+        mean = sum(w * v for w, v in pairs) / sum(w for w, _ in pairs) if pairs else np.nan
+        assert found == pytest.approx(mean, nan_ok=True, abs=1e-9)
 
 
 @given(st.dictionaries(st.sampled_from(EVIDENCE), numbers), st.sampled_from(EVIDENCE), st.floats(0, 10))
@@ -100,10 +110,10 @@ def test_words_are_looked_up_when_rivals_are_still_alive() -> None:
         state, heard = decoder.step(part, state), heard + len(part)
         judge.observe(decoder, state, heard)
     log_probs = np.concatenate([doubt, clear])
-    posterior = judge.evidence(decoder, state, log_probs, decoder.best(state)[0], final=True)["posterior"]
+    share = judge.evidence(decoder, state, log_probs, decoder.best(state)[0], final=True)["share"]
     assert heard > EVERY + AGE
-    assert abs(posterior[0]) < 0.5  # about even: a or b
-    assert posterior[1:-1].min() > 3
+    assert abs(share[0]) < 0.5  # about even: a or b
+    assert share[1:-1].min() > 3
 
 
 def test_without_a_calibration_it_is_the_geometric_mean() -> None:

@@ -14,18 +14,23 @@ from asr.tokenizer import BOUNDARY
 
 # What speaks for a word; the more of it, the better.
 EVIDENCE = (
-    "posterior",  # log-odds of the word among the live hypotheses, a little after it was spoken
+    "share",  # log-odds of the word among the live hypotheses, a little after it was spoken
+    "share around",  # that of the words beside it too, less and less
     "language",  # nats that language model and hot-words add for it
+    "language around",
     "fit",  # mean log-probability of its alignment's frames, blanks included
     "worst",  # log-probability of its least likely token
     "clarity",  # of its least clear frame: the negative entropy of the emission
     "haste",  # less the emissions that it takes per token
-    "length",  # log of its tokens
+    "long",  # tokens beyond SHORT
 )
 MARGIN = 4  # emissions beside a word that belong to it where no other token is nearer
 EVERY = 16  # emissions from one look at the live hypotheses to the next
 AGE = 8  # emissions after which a word is looked up among them: rivals have come up, and have not died out yet
-MOST_ODDS = 1e4  # to which a posterior counts
+MOST_ODDS = 1e3  # to which a share counts
+SHORT = 3  # tokens
+REACH = 4  # words on either side that are around a word
+FADING = 0.6  # what each of them counts of the one before it
 CLIP = 3.0  # standard deviations from the mean up to which evidence counts
 
 Values = NDArray[np.float64]
@@ -51,7 +56,9 @@ class Calibration:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         sizes = {len(self.evidence), len(self.mean), len(self.deviation), len(self.weight)}
         if unknown := [name for name in self.evidence if name not in EVIDENCE]:
-            raise ASRError(f"the calibration of confidence has unknown evidence {unknown[0]!r}; update asr")
+            raise ASRError(
+                f"the calibration of confidence has unknown evidence {unknown[0]!r}; calibrate the model again"
+            )
         if len(sizes) != 1 or min(self.deviation, default=1.0) <= 0 or min(self.weight, default=0.0) < 0:
             raise ASRError("the calibration of confidence does not hold together; calibrate the model again")
 
@@ -105,7 +112,7 @@ class Judge:
         self._calibration = calibration
         self._boundary = tokens.index(BOUNDARY) if BOUNDARY in tokens else -1
         self._begins = np.array([token.startswith(BOUNDARY) for token in tokens])
-        self._watches = calibration is not None and "posterior" in calibration.evidence
+        self._watches = calibration is not None and any(name.startswith("share") for name in calibration.evidence)
         self.restart()
 
     def restart(self) -> None:
@@ -120,33 +127,47 @@ class Judge:
             self._looks.append(self._look(decoder, state, seen, emissions - AGE))
 
     def confidences(
-        self, decoder: Decoder, state: Any, log_probs: NDArray[np.float32], path: Path, final: bool
+        self,
+        decoder: Decoder,
+        state: Any,
+        log_probs: NDArray[np.float32],
+        path: Path,
+        final: bool,
+        spans: Sequence[Span] | None = None,
     ) -> list[float]:
         """One for each of the path's words.
 
         log_probs: all emissions of the segment, shape = (emissions, vocabulary). final: the words said last are looked
-        up as well; otherwise what is not known of them counts as average.
+        up as well; otherwise what is not known of them counts as average. spans: the words, where they are known.
         """
-        spans = decoder.words(path.tokens)
+        spans = decoder.words(path.tokens) if spans is None else spans
         if not spans:
             return []
         if self._calibration is None:
             return [min(1.0, float(np.exp(path.log_probs[begin:end].mean()))) for _, begin, end in spans]
-        evidence = self.evidence(decoder, state, log_probs, path, final)
+        evidence = self.evidence(decoder, state, log_probs, path, final, spans)
         found: list[float] = self._calibration.probabilities(evidence).tolist()
         return found
 
     def evidence(
-        self, decoder: Decoder, state: Any, log_probs: NDArray[np.float32], path: Path, final: bool
+        self,
+        decoder: Decoder,
+        state: Any,
+        log_probs: NDArray[np.float32],
+        path: Path,
+        final: bool,
+        spans: Sequence[Span] | None = None,
     ) -> dict[str, Values]:
         """Every kind of evidence for the path's words, shape = (words,) each; at least one word."""
-        spans = decoder.words(path.tokens)
+        spans = decoder.words(path.tokens) if spans is None else spans
         known = acoustic_evidence(log_probs, path, spans, self._boundary)
+        known["language around"] = _around(known["language"])
         if self._watches:
-            known["posterior"] = self._posteriors(decoder, state, len(log_probs), path, spans, final)
+            known["share"] = self._shares(decoder, state, len(log_probs), path, spans, final)
+            known["share around"] = _around(known["share"])
         return known
 
-    def _posteriors(
+    def _shares(
         self, decoder: Decoder, state: Any, emissions: int, path: Path, spans: Sequence[Span], final: bool
     ) -> Values:
         words = self._words(path.tokens[None], path.frames[None], 0)
@@ -166,7 +187,7 @@ class Judge:
                     self._known[word] = share
             found.append(share)
         shares = np.array(found)
-        return np.clip(np.log((shares + 1 / MOST_ODDS) / (1 - shares + 1 / MOST_ODDS)), -20, 20)
+        return np.asarray(np.log((shares + 1 / MOST_ODDS) / (1 - np.minimum(shares, 1) + 1 / MOST_ODDS)))
 
     def _look(self, decoder: Decoder, state: Any, begin: int, until: int) -> _Look:
         """Words whose last token is at an emission from `begin` on and before `until`."""
@@ -208,7 +229,10 @@ class Judge:
 def acoustic_evidence(
     log_probs: NDArray[np.float32], path: Path, spans: Sequence[Span], boundary: int
 ) -> dict[str, Values]:
-    """All evidence but the posterior; log_probs: shape = (emissions, vocabulary); boundary: token of a word's end."""
+    """What needs no other hypotheses and no other words.
+
+    log_probs: shape = (emissions, vocabulary); boundary: token of a word's end.
+    """
     emissions, vocabulary = log_probs.shape
     frames, count = path.frames, len(path.tokens)
     tokens = np.where(path.tokens < vocabulary, path.tokens, boundary)
@@ -234,8 +258,17 @@ def acoustic_evidence(
         "worst": np.minimum.reduceat(np.append(path.log_probs, 0.0), np.stack([begin, end], 1).ravel())[::2],
         "clarity": -np.maximum.reduceat(entropy, np.stack([low, high + 1], 1).ravel())[::2].astype(np.float64),
         "haste": -(last + 1 - first) / (end - begin),
-        "length": np.log(end - begin),
+        "long": np.maximum(end - begin - SHORT, 0).astype(np.float64),
     }
+
+
+def _around(values: Values) -> Values:
+    """Mean over each word and those beside it, shape = (words,); what is not known does not count."""
+    weights = FADING ** np.abs(np.arange(-REACH, REACH + 1))
+    known = np.isfinite(values)
+    total = np.convolve(np.where(known, values, 0.0), weights)[REACH:-REACH]
+    count = np.convolve(known, weights)[REACH:-REACH]
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 def _share(look: _Look, key: int, first: int, last: int) -> float:

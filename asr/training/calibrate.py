@@ -19,7 +19,7 @@ from torchaudio.functional import forced_align, merge_tokens
 
 from asr.audio import read_blocks
 from asr.ctc import BLANK_ID, frames_needed
-from asr.decoding import Decoder
+from asr.decoding import Decoder, Span
 from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamSearch
 from asr.decoding.confidence import CLIP, EVIDENCE, Calibration, Judge
@@ -98,9 +98,15 @@ class _Witness(Judge):
         self.seen: Values = np.zeros((0, len(EVIDENCE)))
 
     def confidences(
-        self, decoder: Decoder, state: Any, log_probs: NDArray[np.float32], path: TokenPath, final: bool
+        self,
+        decoder: Decoder,
+        state: Any,
+        log_probs: NDArray[np.float32],
+        path: TokenPath,
+        final: bool,
+        spans: Sequence[Span] | None = None,
     ) -> list[float]:
-        evidence = self.evidence(decoder, state, log_probs, path, final)
+        evidence = self.evidence(decoder, state, log_probs, path, final, spans)
         self.seen = np.stack([evidence[name] for name in EVIDENCE], axis=1)
         return [1.0] * len(self.seen)
 
