@@ -193,7 +193,7 @@ def test_who_sends_nothing_is_let_go(recognizer: asr.Recognizer) -> None:
 def test_who_does_not_read_is_let_go() -> None:
     speech = samples(LONG_CLIP)[0].tobytes()
     with serving(asr.load("en", decoder="greedy"), send_seconds=PAUSE, idle_seconds=60.0) as server:
-        server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # which what it accepts inherits
+        server.listening.http.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # which what it accepts inherits
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.settimeout(60)

@@ -2,13 +2,15 @@
 
 import argparse
 import os
+import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from asr.cli import UsageError, endpoints
 
 if TYPE_CHECKING:
-    from asr.server.app import Server
+    from asr.server.app import Listening
 
 HELP = "serve captions and transcripts to browsers and other programs"
 EPILOG = """
@@ -17,6 +19,7 @@ transcription, and Home Assistant (Wyoming); /docs describes them. Where the env
 send it. The first SIGTERM or Ctrl-C lets streams end, with their last words; a second one does not wait.
 """
 TOKEN = "ASR_TOKEN"
+MOST_WORKERS = 4  # unless more are asked for: each has a model of its own in memory
 MIB = 2**20
 
 
@@ -29,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--wyoming-port", type=int, metavar="P", help="of Home Assistant's protocol (usual: 10300; default: none)")
     add("--model", default="en", metavar="M", help="name or folder of a model (default: en)")
     add("--greedy", action="store_true", help="no beam search: more streams, a little less accurate")
+    add("--workers", type=int, metavar="N", help=f"processes (default: one for each core, up to {MOST_WORKERS})")
     add("--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may connect; repeatable")
     add("--max-streams", type=int, default=100, metavar="N", help="live at the same time (default: 100)")
     add("--max-upload", type=float, default=1024, metavar="MIB", help="of a recording (default: 1024)")
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("max_streams", "max_upload", "max_message", "max_stream", "idle_timeout"):
         if not getattr(args, name) > 0:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be above 0")
+    if args.workers is not None and not (args.workers == 1 or (args.workers > 1 and hasattr(socket, "send_fds"))):
+        raise UsageError(f"--workers is {args.workers}; it must be 1 or more, and 1 on Windows")
     for name in ("port", "wyoming_port"):
         if not 0 <= (getattr(args, name) or 0) < 2**16:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be from 0 to 65535")
@@ -51,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
 
     import asr
+    from asr.server import workers
     from asr.server.app import Place, serve
     from asr.server.settings import Limits
 
@@ -63,18 +70,28 @@ def run(args: argparse.Namespace) -> int:
     )
     token = os.environ.get(TOKEN) or None
     origins = tuple(args.allow_origin)
-    place = Place(args.host, args.port, args.wyoming_port, token, origins, limits, args.drain)
+    processes = args.workers or _usual_workers()
+    place = Place(args.host, args.port, args.wyoming_port, token, origins, limits, args.drain, processes)
     decoder = "greedy" if args.greedy else "auto"
-    recognizer = asr.load(args.model, decoder=decoder, rules=endpoints.rules(args), gate=endpoints.gate(args))
-    asyncio.run(serve(recognizer, place, lambda server: _announce(server, args.host, token)))
+    load = partial(asr.load, args.model, decoder=decoder, rules=endpoints.rules(args), gate=endpoints.gate(args))
+
+    def announce(listening: "Listening") -> None:
+        _announce(listening, args.host, token)
+
+    asyncio.run(workers.serve(load, place, announce) if processes > 1 else serve(load(), place, announce))
     return 0
 
 
-def _announce(server: "Server", host: str, token: str | None) -> None:
+def _usual_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS) if hasattr(socket, "send_fds") else 1
+
+
+def _announce(listening: "Listening", host: str, token: str | None) -> None:
     """Says where, once that is so: a program that starts the server can wait for this line."""
     name = f"[{host}]" if ":" in host else host
-    print(f"serving at http://{name}:{server.port} (Ctrl-C ends)", file=sys.stderr, flush=True)
-    if server.wyoming_port:
-        print(f"Wyoming at tcp://{name}:{server.wyoming_port}", file=sys.stderr, flush=True)
+    print(f"serving at http://{name}:{listening.port} (Ctrl-C ends)", file=sys.stderr, flush=True)
+    if listening.wyoming_port:
+        print(f"Wyoming at tcp://{name}:{listening.wyoming_port}", file=sys.stderr, flush=True)
     if host not in ("127.0.0.1", "::1", "localhost") and not token:
         print(f"asr: whoever reaches {host} may use this server; set {TOKEN} to keep others out", file=sys.stderr)

@@ -16,6 +16,7 @@ from asr.errors import ASRError
 from asr.recognizer import Recognizer
 from asr.server import live, transcriptions, vosk
 from asr.server.access import Access
+from asr.server.census import Census
 from asr.server.refusal import Refusal
 from asr.server.service import Service
 from asr.server.settings import Limits
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 WEB, PROTOCOL = HERE / "web", HERE / "PROTOCOL.md"
 CLOSING_SECONDS = 15.0  # for the last words of streams that are ended
+BACKLOG = 512  # connections that wait to be accepted, at most
 
 # The page has no script, style or connection that is not its own.
 PAGE_HEADERS = {
@@ -47,13 +49,14 @@ class Place:
     origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     drain_seconds: float = 0.0  # after being told to stop, for streams to end by themselves
+    workers: int = 1  # processes
 
 
 class Server:
-    """A running server; made by `start`, ended by `stop`."""
+    """A running server; made by `start` or, where somebody else listens, by `prepare`; ended by `stop`."""
 
-    def __init__(self, recognizer: Recognizer, place: Place) -> None:
-        self.service = Service(recognizer, place.limits)
+    def __init__(self, recognizer: Recognizer, place: Place, census: Census | None = None) -> None:
+        self.service = Service(recognizer, place.limits, census)
         self._place = place
         self._runner = web.AppRunner(
             make_app(self.service, Access(place.token, place.origins)),
@@ -64,34 +67,44 @@ class Server:
         )
         self._wyoming: asyncio.Server | None = None
 
+    async def start(self) -> None:
+        """Listens; ASRError where an address cannot be had."""
+        try:
+            self.listening = listen(self._place)
+        except ASRError:
+            self.service.close()
+            raise
+        await self.prepare()
+        await web.SockSite(self._runner, self.listening.http).start()
+        if self.listening.wyoming:
+            from asr.server import wyoming
+
+            self._wyoming = await wyoming.listen(self.service, self.listening.wyoming)
+
+    async def prepare(self) -> None:
+        """Is ready for connections."""
+        await self._runner.setup()
+
+    async def take(self, connection: socket.socket, *, is_wyoming: bool = False) -> None:
+        """Serves a connection that somebody else has accepted."""
+        if is_wyoming:
+            from asr.server import wyoming
+
+            await wyoming.take(self.service, connection)
+        elif self._runner.server is None:
+            connection.close()
+        else:
+            await asyncio.get_running_loop().connect_accepted_socket(self._runner.server, connection)
+
     @property
     def port(self) -> int:
         """That the HTTP server listens at."""
-        return int(self._runner.addresses[0][1])
+        return self.listening.port
 
     @property
     def wyoming_port(self) -> int | None:
         """That Wyoming is spoken at, if at all."""
-        return int(self._wyoming.sockets[0].getsockname()[1]) if self._wyoming else None
-
-    async def start(self) -> None:
-        """Listens; ASRError where an address cannot be had."""
-        place = self._place
-        try:
-            await self._runner.setup()
-            self.listening = socket.create_server(
-                (place.host, place.port), family=socket.AF_INET6 if ":" in place.host else socket.AF_INET
-            )
-            await web.SockSite(self._runner, self.listening).start()
-            if place.wyoming_port is not None:
-                from asr.server import wyoming
-
-                self._wyoming = await wyoming.listen(self.service, place.host, place.wyoming_port)
-        except OSError as error:
-            await self.stop()
-            raise ASRError(
-                f"cannot listen at {place.host}, port {place.port}: {error.strerror or error}; choose another --port"
-            ) from None
+        return self.listening.wyoming_port
 
     async def stop(self) -> None:
         """Lets live streams end, then ends them with their last words, then closes."""
@@ -103,7 +116,46 @@ class Server:
         self.service.close()
 
 
-async def serve(recognizer: Recognizer, place: Place, ready: Callable[[Server], None]) -> None:
+@dataclass(frozen=True)
+class Listening:
+    """The sockets of a server."""
+
+    http: socket.socket
+    wyoming: socket.socket | None
+
+    @property
+    def port(self) -> int:
+        """That of HTTP."""
+        return int(self.http.getsockname()[1])
+
+    @property
+    def wyoming_port(self) -> int | None:
+        """That of Wyoming, if it is spoken."""
+        return int(self.wyoming.getsockname()[1]) if self.wyoming else None
+
+
+def listen(place: Place) -> Listening:
+    """Listens at a place; ASRError where its addresses cannot be had."""
+    http = _listen(place.host, place.port, "--port")
+    try:
+        wyoming = None if place.wyoming_port is None else _listen(place.host, place.wyoming_port, "--wyoming-port")
+    except ASRError:
+        http.close()
+        raise
+    return Listening(http, wyoming)
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ASRError(
+            f"cannot listen at {host}, port {port}: {error.strerror or error}; choose another {option}"
+        ) from None
+
+
+async def serve(recognizer: Recognizer, place: Place, ready: Callable[[Listening], None]) -> None:
     """Serves until SIGINT or SIGTERM; a second one skips the wait for live streams."""
     server = Server(recognizer, place)
     await server.start()
@@ -117,7 +169,7 @@ async def serve(recognizer: Recognizer, place: Place, ready: Callable[[Server], 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    ready(server)
+    ready(server.listening)
     await stopping.wait()
     await server.stop()
 

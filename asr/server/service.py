@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 
 from asr.recognizer import Recognizer
+from asr.server.census import Census
 from asr.server.engine import Engine
 from asr.server.metrics import Metrics
 from asr.server.patience import Patience
@@ -19,14 +20,14 @@ WEIGHTS_KEPT = 8  # language-model weights whose tables are kept for the next st
 class Service:
     """The streams of one server; used on one event loop."""
 
-    def __init__(self, recognizer: Recognizer, limits: Limits | None = None) -> None:
+    def __init__(self, recognizer: Recognizer, limits: Limits | None = None, census: Census | None = None) -> None:
         self.recognizer = recognizer
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.draining = False  # no new streams; those that live may go on
         self.ending = False  # these end too
         self._engine = Engine(recognizer.model, self.metrics)
-        self._taken = 0
+        self._census = census or Census()
         self._left = asyncio.Event()  # a place has been left
         self._draining_until: asyncio.Timeout | None = None
         self._patient: set[Patience] = set()  # with each client
@@ -34,8 +35,8 @@ class Service:
 
     @property
     def streams(self) -> int:
-        """That are live now."""
-        return self._taken
+        """That are live now, in all processes of the server."""
+        return self._census.total
 
     def check_open(self) -> None:
         """Refusal where the server goes down."""
@@ -46,14 +47,13 @@ class Service:
     def place(self, protocol: str) -> Iterator[None]:
         """One of the places that there are for streams; Refusal where all are taken or the server goes down."""
         self.check_open()
-        if self._taken >= self.limits.streams:
+        if not self._census.enter(self.limits.streams):
             raise Refusal("overloaded", f"all {self.limits.streams} places are taken; try again in a moment")
-        self._taken += 1
         self.metrics.streams.labels(protocol).inc()
         try:
             yield
         finally:
-            self._taken -= 1
+            self._census.leave()
             self.metrics.streams.labels(protocol).dec()
             self._left.set()
 
@@ -110,7 +110,7 @@ class Service:
         self._engine.close()
 
     async def _emptied(self) -> None:
-        while self._taken:
+        while self._census.own:
             self._left.clear()
             await self._left.wait()
 

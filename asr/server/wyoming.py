@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import socket
+from functools import partial
 from typing import Any
 
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
@@ -32,13 +34,19 @@ class _Gone(Exception):
     """The client has closed, or vanished."""
 
 
-async def listen(service: Service, host: str, port: int) -> asyncio.Server:
+async def listen(service: Service, listening: socket.socket) -> asyncio.Server:
     """A server of the protocol; clients are served until it is closed."""
+    return await asyncio.start_server(partial(_serve, service), sock=listening, limit=LONGEST_LINE)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _Client(reader, writer, service).serve()
 
-    return await asyncio.start_server(serve, host, port, limit=LONGEST_LINE)
+async def take(service: Service, connection: socket.socket) -> None:
+    """Serves a connection that somebody else has accepted."""
+    protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(LONGEST_LINE), partial(_serve, service))
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
+
+
+async def _serve(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await _Client(reader, writer, service).serve()
 
 
 class _Client:
