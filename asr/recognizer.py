@@ -22,6 +22,7 @@ from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy
 from asr.decoding.hotwords import Hotwords, Wanted, phrases
 from asr.decoding.lm import NgramModel
+from asr.decoding.tree import open_tree
 from asr.decoding.words import reader
 from asr.errors import ASRError
 from asr.features import Frames, LogMel, Samples
@@ -416,4 +417,5 @@ def _decoder(model: Model, kind: str) -> Decoder:
     if not language_model.is_file():
         return BeamSearch(config, tokens=model.tokenizer.tokens)
     lm, tokenizer = NgramModel.load(language_model), model.tokenizer
-    return BeamSearch.with_language_model(lm, tokenizer.tokens, config, tokenizer.lexicon)
+    tree = open_tree(model.directory, lm, tokenizer.lexicon)
+    return BeamSearch.with_language_model(lm, tokenizer.tokens, config, tokenizer.lexicon, tree)

@@ -12,6 +12,7 @@ from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import Hotwords, HotwordScorer
 from asr.decoding.kernel import kernel
 from asr.decoding.lm import NgramModel
+from asr.decoding.tree import LetterTree
 from asr.decoding.words import Reader, Spelled
 from asr.errors import ASRError
 from asr.lexicon import Lexicon
@@ -150,15 +151,20 @@ class BeamSearch:
 
     @classmethod
     def with_language_model(
-        cls, lm: NgramModel, tokens: Sequence[str], config: BeamConfig | None = None, lexicon: Lexicon | None = None
+        cls,
+        lm: NgramModel,
+        tokens: Sequence[str],
+        config: BeamConfig | None = None,
+        lexicon: Lexicon | None = None,
+        tree: LetterTree | None = None,
     ) -> "BeamSearch":
-        """A search over a model's tokens with a word n-gram model."""
+        """A search over a model's tokens with a word n-gram model; tree: of its words, if that is at hand."""
         config = config or BeamConfig()
         if config.prior and len(config.prior) != len(tokens):
             raise ASRError(
                 f"the decoder's prior has {len(config.prior)} numbers and the model {len(tokens)} tokens; tune it again"
             )
-        scorer = WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty, lexicon)
+        scorer = WordScorer(lm, tokens, config.lm_weight, config.word_bonus, config.oov_penalty, lexicon, tree)
         return cls(config, scorer, tokens)
 
     def hotwords(

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from asr.ctc import BLANK_ID
 from asr.decoding import Span
-from asr.decoding.lm import SPECIALS, UNKNOWN_ID, Ids, NgramModel
+from asr.decoding.lm import UNKNOWN_ID, Ids, NgramModel
+from asr.decoding.tree import ROOT, LetterTree
 from asr.decoding.words import Spelled
 from asr.errors import ASRError
 from asr.lexicon import Lexicon
@@ -19,7 +20,6 @@ from asr.tokenizer import BOUNDARY
 MOST_HOMOPHONES = 8  # words that sound alike, the likeliest, that a search tells apart
 REMEMBERED = 4096  # sounds whose nodes are kept at hand
 NO_CONTEXT = 0  # of an n-gram model
-ROOT = 0  # letter-tree node before the first letter of a word
 
 
 class Scorer(Protocol):
@@ -57,79 +57,6 @@ class Letters:
             row[: len(values)] = values
 
 
-class LetterTree:
-    """A tree over spelled words; every node is a prefix of at least one spelling, in letters or in phones.
-
-    Letters are bytes of UTF-8. Nodes are numbered by depth, then in the order of the spellings. One node beyond the
-    tree, `outside`, stands for all prefixes of no word.
-    """
-
-    def __init__(self, spellings: Sequence[str], words: Ids, log_prob: NDArray[np.float32]) -> None:
-        """words: id of each spelling's word; log_prob: unigram log-probability of each word id."""
-        # Those that are spelled alike stand together, the likeliest first.
-        rank = np.lexsort((-log_prob[words],))
-        every, words = np.array([s.encode() for s in spellings])[rank], words[rank]
-        rank = np.argsort(every, kind="stable")
-        every, words = every[rank], words[rank]
-        first = np.flatnonzero(np.append(True, every[1:] != every[:-1]))
-        spelled = every[first]
-        letter = spelled.view(np.uint8).reshape(len(spelled), -1).T.copy()  # (depth, spelling), zero after the end
-
-        # A sorted spelling makes a new node for each letter after what it shares with the one before it.
-        shared = np.zeros(len(spelled), np.int64)
-        shared[1:] = (letter[:, 1:] != letter[:, :-1]).argmax(axis=0)
-        new = (np.arange(len(letter))[:, None] >= shared) & (letter > 0)
-        depth, column = np.nonzero(new)
-        node = np.zeros((len(letter) + 1, len(spelled)), np.int32)  # of each spelling's prefix of so many letters
-        node[depth + 1, column] = np.arange(len(depth)) + 1
-        node = np.maximum.accumulate(node, axis=1)
-        self._keys = node[depth, column].astype(np.int64) << 8 | letter[depth, column]  # ascending; of nodes 1, 2 ...
-
-        self.outside = len(depth) + 1
-        leaf = node[(letter > 0).sum(axis=0), np.arange(len(spelled))]
-        self._words = words
-        self._first = np.zeros(self.outside + 1, np.int64)
-        self._first[leaf] = first
-        self.count = np.zeros(self.outside + 1, np.int64)  # words that each node completes
-        self.count[leaf] = np.diff(np.append(first, len(words)))
-
-        self.best = np.full(self.outside + 1, log_prob[UNKNOWN_ID])  # the best unigram log-probability below each node
-        for level, is_new, nodes in zip(letter, new, node[1:], strict=True):
-            begins = np.flatnonzero(is_new)
-            reaching = np.where(level > 0, log_prob[words[first]], -np.inf)
-            self.best[nodes[begins]] = np.maximum.reduceat(reaching, begins)
-
-    def tables(self) -> tuple[Ids, NDArray[np.uint8], Ids, Ids, Ids]:
-        """The tree as arrays over its nodes, and its words.
-
-        The first child of each node, all children of a node being in a row, shape = (nodes + 1,); the letter that leads
-        to it; the index of its first word; how many words it completes; the words.
-        """
-        parents = np.bincount(self._keys >> 8, minlength=self.outside + 1)
-        children = np.append(1, 1 + np.cumsum(parents))
-        letter = np.zeros(self.outside + 1, np.uint8)
-        letter[1 : self.outside] = self._keys & 0xFF
-        return children, letter, self._first, self.count, self._words
-
-    def word(self, node: Ids, rank: Ids) -> Ids:
-        """The word of this rank, from 0, among those that each node completes, or else <unk>, shape = (n,)."""
-        known = rank < self.count[node]
-        return np.where(known, self._words[np.where(known, self._first[node] + rank, 0)], UNKNOWN_ID)
-
-    def find(self, spelling: str) -> int:
-        """The node of a spelling."""
-        node = np.array([ROOT])
-        for letter in spelling.encode():
-            node = self.child(node, np.array([letter]))
-        return int(node[0])
-
-    def child(self, node: Ids, letter: Ids) -> Ids:
-        """The node one letter further, shape = (n,)."""
-        key = node << 8 | letter
-        at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-        return np.where(self._keys[at] == key, at + 1, self.outside)
-
-
 class WordScorer:
     """Fuses a word n-gram model into a search over characters or pieces.
 
@@ -146,16 +73,11 @@ class WordScorer:
         word_bonus: float,
         oov_penalty: float,
         lexicon: Lexicon | None = None,
+        tree: LetterTree | None = None,
     ) -> None:
-        """lexicon: of pronunciations, where tokens are phones; otherwise they are letters of words."""
+        """lexicon: of pronunciations, where tokens are phones; otherwise they are letters of words. tree: of both."""
         self._lm = lm
-        if lexicon:
-            known = dict(zip(lm.words, range(len(lm.words)), strict=True))
-            pairs = [(known[word], sound) for word, sound in lexicon.pairs if word in known]
-            ids, spellings = np.array([i for i, _ in pairs]), [sound for _, sound in pairs]
-        else:
-            ids, spellings = np.arange(len(SPECIALS), len(lm.words)), lm.words[len(SPECIALS) :]
-        self.tree = LetterTree(spellings, ids, lm.unigrams())
+        self.tree = tree or LetterTree.of(lm, lexicon)
         self._weight, self._bonus, self._penalty = lm_weight, word_bonus, oov_penalty
         self._ahead = self._look_ahead()
 
@@ -181,7 +103,7 @@ class WordScorer:
         letters = self._letters
         return (
             *(letters.begins, letters.lengths, letters.letters, self._rank),
-            *(*self.tree.tables(), self._ahead, self._lm.tables()),
+            *(*self.tree.tables, self._ahead, self._lm.tables()),
             *(self._lexicon is not None, self._weight, self._bonus, self._penalty),
         )
 

@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -177,6 +178,11 @@ class NgramModel:
         return np.array([self._ids.get(word, UNKNOWN_ID) for word in words], np.int64)
 
     @property
+    def vocabulary_checksum(self) -> int:
+        """Of words and their log-probabilities, by which what was derived from them is known."""
+        return zlib.crc32(self.unigrams().tobytes(), zlib.crc32(self._words))
+
+    @property
     def start(self) -> int:
         """The context at the start of an utterance, after <s>."""
         return START_ID + 1 if self.order > 1 else 0
@@ -307,18 +313,18 @@ class NgramModel:
         }
         ranges = {name: (q.low, q.high) for name, q in (("unigram", unigram), ("ngram", ngram), ("backoff", backoff))}
         with open(path, "wb") as file:
-            _write_sections(file, {"order": self.order, "counts": self.counts, "ranges": ranges}, sections)
+            write_sections(file, MAGIC, {"order": self.order, "counts": self.counts, "ranges": ranges}, sections)
 
     @classmethod
     def load(cls, path: str | Path) -> "NgramModel":
         """Maps a saved model into memory; ASRError where the file is missing, damaged or something else."""
         try:
-            return cls._map(*_read_sections(path))
+            return cls._map(*read_sections(path, MAGIC))
         except OSError as error:
             raise ASRError(f"cannot read the language model {path}: {error.strerror}") from None
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ASRError):
-                raise
+                raise ASRError(f"{path} is not a language model of this program; {TRAIN_AGAIN}") from None
             raise ASRError(f"the language model {path} is damaged or cut short; {TRAIN_AGAIN}") from None
 
     @classmethod
@@ -387,24 +393,25 @@ class NgramModel:
         return cls.from_levels(list(ids), levels)
 
 
-def _write_sections(file: BinaryIO, facts: dict[str, object], sections: dict[str, NDArray]) -> None:
-    """A line of magic, a line of JSON, then the aligned arrays that the JSON lists."""
+def write_sections(file: BinaryIO, magic: bytes, facts: dict[str, object], sections: dict[str, NDArray]) -> None:
+    """Writes a line of magic, a line of JSON with some facts, then the aligned arrays that the JSON lists."""
     listing, offset = {}, 0
     for name, array in sections.items():
         listing[name] = {"dtype": array.dtype.str, "count": len(array), "offset": offset}
         offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     header = json.dumps({**facts, "sections": listing}).encode()
-    header += b" " * (-(len(MAGIC) + len(header) + 1) % ALIGNMENT) + b"\n"
-    file.write(MAGIC + header)
+    header += b" " * (-(len(magic) + len(header) + 1) % ALIGNMENT) + b"\n"
+    file.write(magic + header)
     for array in sections.values():
         file.write(array.tobytes())
         file.write(b"\0" * (-array.nbytes % ALIGNMENT))
 
 
-def _read_sections(path: str | Path) -> tuple[dict, dict[str, NDArray]]:
+def read_sections(path: str | Path, magic: bytes) -> tuple[dict, dict[str, NDArray]]:
+    """The facts and the arrays of such a file, mapped into memory; ValueError or the like where it is another one."""
     with open(path, "rb") as file:
-        if file.readline(len(MAGIC)) != MAGIC:
-            raise ASRError(f"{path} is not a language model of this program; {TRAIN_AGAIN}")
+        if file.readline(len(magic)) != magic:
+            raise ASRError(f"{path} is not a file of this program")
         header = json.loads(file.readline())
         start = file.tell()
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
