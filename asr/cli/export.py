@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the model directory whole, or not at all."""
+    from asr.decoding.tree import write_tree
     from asr.training.checkpoint import load
     from asr.training.export import copy_language_model, decoder_settings, export_model
 
@@ -37,5 +38,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.like:
         copy_language_model(args.like, args.directory)
+    write_tree(args.directory)
     print(f"{args.directory}: {checkpoint.config.name} after {checkpoint.step} steps")
     return 0

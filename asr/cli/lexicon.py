@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> None:
+    from asr.decoding.tree import write_tree
     from asr.graphones import Graphones, align
     from asr.training.lexicon import build_lexicon, read_dictionary
 
@@ -66,6 +67,7 @@ def _build(args: argparse.Namespace) -> None:
     commonness = _commonness(args.words[0]) if args.words else {}
     lexicon.save(args.output / LEXICON_FILE, commonness)
     Graphones.from_alignment(labels).save(args.output / GRAPHONES_FILE)
+    write_tree(args.output)
     sources = ", ".join(f"{count:,} from {source}" for source, count in lexicon.sources.most_common())
     print(f"{args.output / 'lexicon.txt'}: {len(lexicon.pronunciations):,} words, {sources}")
     print(f"{args.output / 'graphones.bin'}: {(args.output / 'graphones.bin').stat().st_size / 1e6:.2f} MB")

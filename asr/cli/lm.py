@@ -124,8 +124,14 @@ def _read(path: Path) -> "NgramModel":
 
 
 def _write(model: "NgramModel", path: Path) -> None:
+    """As ARPA text if named so; as the language model of a directory with the tree that belongs to it."""
+    from asr.decoding.tree import write_tree
+    from asr.runtime import LANGUAGE_MODEL_FILE
+
     if path.suffix != ARPA:
         model.save(path)
+        if path.name == LANGUAGE_MODEL_FILE:
+            write_tree(path.parent)
         return
     with open(path, "w", encoding="utf-8") as file:
         model.write_arpa(file)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from asr.decoding.lm import SPECIALS, UNKNOWN_ID, Ids, NgramModel, read_sections, write_sections
 from asr.errors import ASRError
 from asr.lexicon import LEXICON_FILE, Lexicon
+from asr.tokenizer import TOKENS_FILE
 
-TREE_FILE, LANGUAGE_MODEL_FILE = "tree.bin", "lm.bin"
+TREE_FILE = "tree.bin"
 MAGIC = b"asr-tree-1\n"
 ROOT = 0  # node before the first letter of a word
 
@@ -152,9 +153,11 @@ def open_tree(directory: str | Path, lm: NgramModel, lexicon: Lexicon | None) ->
 
 
 def write_tree(directory: str | Path) -> None:
-    """Writes the tree of a model directory into it, if that has a language model; any earlier one is replaced."""
+    """Writes the tree into a model directory that has a language model, over any other; elsewhere it does nothing."""
+    from asr.runtime import LANGUAGE_MODEL_FILE
+
     directory = Path(directory)
-    if not (directory / LANGUAGE_MODEL_FILE).is_file():
+    if not ((directory / LANGUAGE_MODEL_FILE).is_file() and (directory / TOKENS_FILE).is_file()):
         return
     lm = NgramModel.load(directory / LANGUAGE_MODEL_FILE)
     lexicon = Lexicon.load(directory / LEXICON_FILE) if (directory / LEXICON_FILE).is_file() else None
