@@ -2,9 +2,18 @@
 
 from setuptools import Extension, setup
 
-# Without contraction, multiplying and adding round as they do in NumPy.
-KERNEL = Extension(
-    "asr.decoding._kernel", ["asr/decoding/_kernel.c"], extra_compile_args=["-ffp-contract=off"], optional=True
-)
+# Without contraction, multiplying and adding round as they do in NumPy; the second line lets loops become vectors.
+EXACT = ["-ffp-contract=off"]
+VECTORS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+KERNELS = [
+    Extension("asr.decoding._kernel", ["asr/decoding/_kernel.c"], extra_compile_args=EXACT, optional=True),
+    Extension(
+        "asr._encoder_kernel",
+        ["asr/_encoder_kernel.c"],
+        depends=["asr/_encoder_path.h"],
+        extra_compile_args=EXACT + VECTORS,
+        optional=True,
+    ),
+]
 
-setup(ext_modules=[KERNEL])
+setup(ext_modules=KERNELS)

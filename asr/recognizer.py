@@ -105,7 +105,7 @@ class Recognizer:
         found: list[LogProbs] = []
         pieces: list[LogProbs] = []  # of one chunk
         for part, last in ((samples, False), (front.tail(self.rules.tail_seconds), True)):
-            for features in front.step(part, last):
+            for features in front.step(part, last, self.model.block_frames):
                 for piece, whole in front.emissions(*self.model.step(features, front.state)):
                     pieces.append(piece)
                     if whole:
@@ -193,6 +193,7 @@ class Stream:
         self._recognizer = recognizer
         self._model = model
         self._front = _FrontEnd(model)
+        self._at_once = model.piece_frames  # feature frames, at most, of one call of the encoder
         self._segmenter = Segmenter(model.config, model.tokenizer.tokens, recognizer.decoder, rules, nbest)
         self._samples = 0  # at the model's rate
         self._pieces = 0  # of emissions, decoded
@@ -259,6 +260,7 @@ class Stream:
         return finals
 
     def _alone(self, steps: Steps) -> list[Hypothesis]:
+        self._at_once = self._model.block_frames
         try:
             work = next(steps)
             while True:
@@ -285,7 +287,7 @@ class Stream:
 
     def _recognise(self, samples: Samples, last: bool = False) -> Steps:
         finals: list[Hypothesis] = []
-        for features in self._front.step(samples, last):
+        for features in self._front.step(samples, last, self._at_once):
             for emissions, whole in self._front.emissions(*(yield features, self._front.state)):
                 self._pieces += 1
                 self._whole = whole
@@ -332,8 +334,8 @@ class _FrontEnd:
         frames = late if self._config.streaming else 0
         return np.zeros(round(seconds * features.sample_rate) + frames * features.hop + features.window, np.float32)
 
-    def step(self, samples: Samples, last: bool = False) -> Iterator[Frames]:
-        """Features of each piece that is complete, shape = (1, frames, n_mels).
+    def step(self, samples: Samples, last: bool, most: int) -> Iterator[Frames]:
+        """Features of the pieces that are complete, as many as make `most` frames, shape = (1, frames, n_mels).
 
         A bidirectional model has all of them as one chunk, with the `last` samples.
         """
@@ -346,7 +348,7 @@ class _FrontEnd:
             held = np.concatenate(self._frames)
             whole = len(held) // length * length
             self._frames = [held[whole:].copy()]
-            yield from (held[None, begin : begin + length] for begin in range(0, whole, length))
+            yield from (held[None, begin : min(begin + most, whole)] for begin in range(0, whole, most))
         elif last:
             yield np.concatenate(self._frames)[None]
 

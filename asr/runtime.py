@@ -1,4 +1,4 @@
-"""A model directory, loaded: its configuration, its tokens, and its graph in ONNX Runtime.
+"""A model directory, loaded: its configuration, its tokens, and its encoder, compiled or as a graph in ONNX Runtime.
 
     features (batch, frames, n_mels), state -> log-probabilities (batch, frames / subsampling, vocabulary), next state
 
@@ -9,15 +9,19 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from asr.encoder_kernel import EncoderKernel, encoder_kernel
 from asr.errors import ASRError
 from asr.features import BLOCK, FeatureConfig, Frames
+from asr.graph_file import INDEPENDENT, ROWS
 from asr.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import onnxruntime  # takes a third of a second and 40 MB, and is not needed where the kernel runs
 
 FORMAT = 1  # of the model directory; raised when an older program could no longer read it
 CONFIG_FILE = "config.json"
@@ -25,7 +29,7 @@ GRAPH_FILES = {"int8": "encoder.int8.onnx", "fp32": "encoder.onnx"}  # in order 
 LANGUAGE_MODEL_FILE = "lm.bin"
 KINDS = ("streaming", "bidirectional")  # of encoders
 FEATURES, LOG_PROBS, NEXT = "features", "log_probs", "next_"  # names in the graph
-ROWS, INDEPENDENT = "asr.rows", "independent"  # metadata of a graph in which the rows of a batch do not meet
+BLOCK_CHUNKS = 64  # of a call that may be long: more are no faster, and take memory
 
 State = dict[str, NDArray[np.float32]]
 
@@ -97,47 +101,46 @@ class Model:
     """The acoustic model: log-mel frames in, log-probabilities of tokens out. Threads may share it."""
 
     def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer, session: onnxruntime.InferenceSession, directory: Path
+        self, config: ModelConfig, tokenizer: Tokenizer, encoder: "EncoderKernel | Graph", directory: Path
     ) -> None:
+        if encoder.tokens != len(tokenizer.tokens):
+            raise ASRError(
+                f"{directory} lists {len(tokenizer.tokens)} tokens and its graph gives {encoder.tokens}; {EXPORT_AGAIN}"
+            )
         self.config = config
         self.tokenizer = tokenizer
         self.directory = directory
-        self._session = session
-        self._states = [(i.name, i.shape[1:]) for i in session.get_inputs() if i.name != FEATURES]
-        self._rows_meet = session.get_modelmeta().custom_metadata_map.get(ROWS) != INDEPENDENT
-        self._outputs = [LOG_PROBS, *(NEXT + name for name, _ in self._states)]
-        given = [o.name for o in session.get_outputs()]
-        if missing := [name for name in self._outputs if name not in given]:
-            raise ASRError(f"the graph in {directory} has no output {missing[0]}; {EXPORT_AGAIN}")
+        self._encoder = encoder
 
     @classmethod
     def load(cls, directory: str | Path, *, threads: int = 1, precision: str = "auto") -> "Model":
         """Loads a model directory.
 
-        threads: used by one call; streams run in parallel without them. precision: "int8", "fp32", or "auto", which
-        prefers int8. Raises ASRError where something is missing, damaged or of a newer format.
+        threads: used by one call in ONNX Runtime; streams run in parallel without them. precision: "int8", "fp32", or
+        "auto", which prefers int8. Raises ASRError where something is missing, damaged or of a newer format.
         """
         directory = Path(directory)
         if threads < 1:
             raise ASRError(f"the number of threads is {threads}; it must be 1 or more")
         config = ModelConfig.load(directory)
         tokenizer = Tokenizer.load(directory)
-        session = open_graph(_graph(directory, precision), threads)
-        vocabulary = session.get_outputs()[0].shape[-1]
-        if vocabulary != len(tokenizer.tokens):
-            raise ASRError(
-                f"{directory} lists {len(tokenizer.tokens)} tokens and its graph gives {vocabulary}; {EXPORT_AGAIN}"
-            )
-        return cls(config, tokenizer, session, directory)
+        graph = _graph(directory, precision)
+        return cls(config, tokenizer, encoder_kernel(graph) or Graph(graph, threads), directory)
 
     @property
     def piece_frames(self) -> int:
         """Feature frames of every call: the fewer, the sooner words show; rows that meet need a whole chunk."""
-        return self.config.chunk_frames if self._rows_meet else math.gcd(self.config.chunk_frames, BLOCK)
+        return self.config.chunk_frames if self._encoder.rows_meet else math.gcd(self.config.chunk_frames, BLOCK)
+
+    @property
+    def block_frames(self) -> int:
+        """Feature frames that a call should bring where they are there: more than a piece where that changes no bit."""
+        compiled = isinstance(self._encoder, EncoderKernel)
+        return BLOCK_CHUNKS * self.config.chunk_frames if compiled else self.piece_frames
 
     def start(self, batch: int = 1) -> State:
         """The state of `batch` streams that have heard nothing; empty for a bidirectional model."""
-        return {name: np.zeros((batch, *shape), np.float32) for name, shape in self._states}
+        return self._encoder.start(batch)
 
     def step(self, features: Frames, state: State) -> tuple[NDArray[np.float32], State]:
         """Features, shape = (batch, a multiple of subsampling, n_mels), to log-probabilities and the next state.
@@ -145,7 +148,29 @@ class Model:
         The first `lookahead` emissions of a stream are not of its audio. A stream's numbers do not depend on which
         others are in its batch, to the last bit: a graph that does not promise so runs one stream at a time.
         """
-        if self._rows_meet and len(features) > 1:
+        return self._encoder.step(features, state)
+
+
+class Graph:
+    """An encoder in ONNX Runtime."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self._session = session = open_graph(path, threads)
+        self.tokens: int = session.get_outputs()[0].shape[-1]
+        self.rows_meet = session.get_modelmeta().custom_metadata_map.get(ROWS) != INDEPENDENT
+        self._states = [(i.name, i.shape[1:]) for i in session.get_inputs() if i.name != FEATURES]
+        self._outputs = [LOG_PROBS, *(NEXT + name for name, _ in self._states)]
+        given = [o.name for o in session.get_outputs()]
+        if missing := [name for name in self._outputs if name not in given]:
+            raise ASRError(f"{path} has no output {missing[0]}; {EXPORT_AGAIN}")
+
+    def start(self, batch: int = 1) -> State:
+        """As Model.start."""
+        return {name: np.zeros((batch, *shape), np.float32) for name, shape in self._states}
+
+    def step(self, features: Frames, state: State) -> tuple[NDArray[np.float32], State]:
+        """As Model.step."""
+        if self.rows_meet and len(features) > 1:
             rows = [slice(i, i + 1) for i in range(len(features))]
             alone = [self.step(features[row], {name: value[row] for name, value in state.items()}) for row in rows]
             following = {name: np.concatenate([after[name] for _, after in alone]) for name in state}
@@ -155,6 +180,8 @@ class Model:
 
 
 EXPORT_AGAIN = "export the model again"
+# Takes the scales of rows for one of all: the output's bias would be multiplied by them.
+SPOILING = ["MatMulIntegerToFloatFusion"]
 
 
 def _graph(directory: Path, precision: str) -> Path:
@@ -167,14 +194,18 @@ def _graph(directory: Path, precision: str) -> Path:
     raise ASRError(f"{directory} has no {' and no '.join(wanted)}; {EXPORT_AGAIN}")
 
 
-def open_graph(graph: Path, threads: int = 1) -> onnxruntime.InferenceSession:
+def open_graph(graph: Path, threads: int = 1) -> "onnxruntime.InferenceSession":
     """A session that computes in so many threads and sleeps in between; ASRError where the file is damaged."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # nothing runs while nobody speaks
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=SPOILING
+        )
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise ASRError(f"{graph} is damaged or needs a newer ONNX Runtime; {EXPORT_AGAIN}") from error

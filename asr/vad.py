@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from asr.errors import ASRError
 from asr.features import Samples
 from asr.rules import GateRules
 from asr.runtime import open_graph
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 SAMPLE_RATE = 16_000  # Hz, the only one that the detector's graph knows
 FRAME = 512  # samples of one probability
@@ -49,7 +52,7 @@ class DetectorState:
 class Detector:
     """Silero's voice activity detector, version 6; threads may share it."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
         self._session = session
 
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from asr.runtime import INDEPENDENT, ROWS
+from asr.graph_file import INDEPENDENT, ROWS
 
 MICROSOFT = "com.microsoft"  # domain of ONNX Runtime's own operators
 LEVELS = 127.0  # of magnitude; values become bytes around ZERO

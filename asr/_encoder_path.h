@@ -1,0 +1,301 @@
+/*
+ * The encoder's arithmetic; _encoder_kernel.c includes this file once for each instruction set, with NAME(x) and LANES.
+ *
+ * Every output is one chain of roundings that does not depend on the instruction set, on the batch or on how many frames
+ * a call brings: sums of bytes are exact, sums of floats have a fixed order, and nothing is contracted.
+ */
+
+typedef float NAME(Floats) __attribute__((vector_size(4 * LANES)));
+typedef int32_t NAME(Ints) __attribute__((vector_size(4 * LANES)));
+#define Floats NAME(Floats)
+#define Ints NAME(Ints)
+#define INT_VECTORS (INT_PANEL / LANES)
+#define FLOAT_VECTORS (FLOAT_PANEL / LANES)
+
+/* sum + the products of four unsigned bytes of x with four signed ones of w, in each lane. */
+static inline Ints NAME(dot)(Ints sum, Ints x, Ints w) {
+#if LANES == 16
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+#elif LANES == 8 /* weights have 7 bits, so that sums of two products fit in 16 */
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)x, (__m256i)w);
+    return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    const uint8_t *bytes = (const uint8_t *)&x;
+    const int8_t *weights = (const int8_t *)&w;
+    for (int i = 0; i < 4 * LANES; i++)
+        sum[i / 4] += bytes[i] * weights[i];
+    return sum;
+#endif
+}
+
+/* `rows` rows of one panel of `product`. */
+static ALWAYS_INLINE void NAME(int_tile)(int rows, const uint8_t *x, const float *scale, const Matrix *m, int64_t panel,
+                                         const float *add, int64_t add_stride, float *out) {
+    const Ints *w = (const Ints *)(m->weights + panel * INT_PANEL * m->inputs);
+    const Ints *start = (const Ints *)(m->start + panel * INT_PANEL);
+    const Floats *weight_scale = (const Floats *)(m->scale + panel * INT_PANEL);
+    Ints sum[INT_ROWS][INT_VECTORS];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < INT_VECTORS; v++)
+            sum[r][v] = start[v];
+    for (int64_t k = 0; k < m->inputs; k += 4, w += INT_VECTORS)
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + r * m->inputs + k, sizeof(four));
+            Ints repeated = (Ints){0} + four;
+            for (int v = 0; v < INT_VECTORS; v++)
+                sum[r][v] = NAME(dot)(sum[r][v], repeated, w[v]);
+        }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < INT_VECTORS; v++) {
+            int64_t column = panel * INT_PANEL + v * LANES;
+            Floats value = __builtin_convertvector(sum[r][v], Floats) * weight_scale[v] * scale[r];
+            *(Floats *)(out + r * m->outputs + column) = value + *(const Floats *)(add + r * add_stride + column);
+        }
+}
+
+/* out = x @ weights * scales + add; x: bytes around ZERO, shape = (rows, inputs); add: rows of `add_stride` or, if 0, one. */
+static void NAME(product)(const uint8_t *x, const float *scale, int64_t rows, const Matrix *m, const float *add,
+                          int64_t add_stride, float *out) {
+    for (int64_t panel = 0; panel < m->outputs / INT_PANEL; panel++) {
+        int64_t r = 0;
+        for (; r + INT_ROWS <= rows; r += INT_ROWS)
+            NAME(int_tile)(INT_ROWS, x + r * m->inputs, scale + r, m, panel, add + r * add_stride, add_stride,
+                           out + r * m->outputs);
+        for (; r < rows; r++)
+            NAME(int_tile)(1, x + r * m->inputs, scale + r, m, panel, add + r * add_stride, add_stride,
+                           out + r * m->outputs);
+    }
+}
+
+/* `rows` rows of one panel of `convolve`. */
+static ALWAYS_INLINE void NAME(float_tile)(int rows, const float *x, int64_t stride, int64_t inputs, const float *weights,
+                                           const float *bias, float *out, int64_t out_stride, int64_t columns) {
+    Floats sum[FLOAT_ROWS][FLOAT_VECTORS];
+    const Floats *w = (const Floats *)weights;
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < FLOAT_VECTORS; v++)
+            sum[r][v] = ((const Floats *)bias)[v];
+    for (int64_t k = 0; k < inputs; k++, w += FLOAT_VECTORS)
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < FLOAT_VECTORS; v++)
+                sum[r][v] += w[v] * x[r * stride + k];
+    for (int r = 0; r < rows; r++)
+        for (int64_t i = 0; i < columns; i++)
+            out[r * out_stride + i] = ((float *)sum[r])[i] > 0 ? ((float *)sum[r])[i] : 0;
+}
+
+/* ReLU of a convolution over `frames` outputs of each stream; one step of the kernel is `stride` numbers of x. */
+static void NAME(convolve)(const Convolution *c, int64_t streams, int64_t frames, const float *x, int64_t stride,
+                           int64_t x_stream, float *out, int64_t out_stride, int64_t out_stream) {
+    for (int64_t panel = 0; panel < c->outputs; panel += FLOAT_PANEL)
+        for (int64_t b = 0; b < streams; b++) {
+            const float *weights = c->weights + panel * c->inputs, *from = x + b * x_stream;
+            float *to = out + b * out_stream + panel;
+            int64_t t = 0, columns = c->outputs - panel < FLOAT_PANEL ? c->outputs - panel : FLOAT_PANEL;
+            for (; t + FLOAT_ROWS <= frames; t += FLOAT_ROWS)
+                NAME(float_tile)(FLOAT_ROWS, from + t * stride, stride, c->inputs, weights, c->bias + panel,
+                                 to + t * out_stride, out_stride, columns);
+            for (; t < frames; t++)
+                NAME(float_tile)(1, from + t * stride, stride, c->inputs, weights, c->bias + panel, to + t * out_stride,
+                                 out_stride, columns);
+        }
+}
+
+/* e to the power of x, for x within -80 and 80: a power of two times a Taylor series that is good to 1e-8. */
+static inline float NAME(exponential)(float x) {
+    x = x < 80 ? x : 80;
+    x = x > -80 ? x : -80;
+    float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum's last bits are the nearest whole number */
+    float whole = shifted - 12582912.0f;
+    float r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f; /* ln 2 in two parts, the first one exact */
+    float series = 1.0f / 5040;
+    series = series * r + 1.0f / 720;
+    series = series * r + 1.0f / 120;
+    series = series * r + 1.0f / 24;
+    series = series * r + 1.0f / 6;
+    series = series * r + 0.5f;
+    series = series * r + 1.0f;
+    series = series * r + 1.0f;
+    int32_t exponent = ((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &exponent, sizeof(power));
+    return series * power;
+}
+
+static inline float NAME(sigmoid)(float x) { return 1 / (1 + NAME(exponential)(-x)); }
+
+static inline float NAME(hyperbolic_tangent)(float x) { return 1 - 2 / (1 + NAME(exponential)(2 * x)); }
+
+/* Sixteen partial results to one, in a fixed order. */
+static inline float NAME(total)(float *part) {
+    for (int half = PARTS / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            part[i] += part[i + half];
+    return part[0];
+}
+
+/* Rows of numbers to bytes around ZERO, with a scale for each row. */
+static void NAME(quantise)(const float *x, int64_t rows, int64_t width, uint8_t *bytes, float *scale) {
+    for (int64_t r = 0; r < rows; r++, x += width, bytes += width) {
+        float part[PARTS] = {0}, most = 0;
+        for (int64_t i = 0; i < width; i += PARTS)
+            for (int p = 0; p < PARTS; p++) {
+                float size = fabsf(x[i + p]);
+                part[p] = size > part[p] ? size : part[p];
+            }
+        for (int p = 0; p < PARTS; p++)
+            most = part[p] > most ? part[p] : most;
+        float step = scale[r] = most * (1 / LEVELS) + TINY;
+        for (int64_t i = 0; i < width; i++)
+            bytes[i] = (uint8_t)(int32_t)(x[i] / step + (ZERO + 0.5f));
+    }
+}
+
+/* Layer normalisation of rows. */
+static void NAME(normalise)(const float *x, int64_t rows, int64_t width, const float *gain, const float *bias, float *out) {
+    for (int64_t r = 0; r < rows; r++, x += width, out += width) {
+        float sum[PARTS] = {0}, squares[PARTS] = {0};
+        for (int64_t i = 0; i < width; i += PARTS)
+            for (int p = 0; p < PARTS; p++)
+                sum[p] += x[i + p];
+        float mean = NAME(total)(sum) / (float)width;
+        for (int64_t i = 0; i < width; i += PARTS)
+            for (int p = 0; p < PARTS; p++)
+                squares[p] += (x[i + p] - mean) * (x[i + p] - mean);
+        float deviation = sqrtf(NAME(total)(squares) / (float)width + EPSILON);
+        for (int64_t i = 0; i < width; i++)
+            out[i] = (x[i] - mean) / deviation * gain[i] + bias[i];
+    }
+}
+
+/* Gates in the order i, o, f, c to the next cells and hidden values of one stream, which are added to x. */
+static void NAME(cells)(const float *restrict gates, int64_t width, float *restrict cell, float *restrict hidden,
+                        float *restrict x) {
+    for (int64_t i = 0; i < width; i++) {
+        float new = NAME(sigmoid)(gates[i]) * NAME(hyperbolic_tangent)(gates[3 * width + i]);
+        float c = NAME(sigmoid)(gates[2 * width + i]) * cell[i] + new;
+        float h = NAME(sigmoid)(gates[width + i]) * NAME(hyperbolic_tangent)(c);
+        cell[i] = c;
+        hidden[i] = h;
+        x[i] += h;
+    }
+}
+
+/* A block's rows x, shape = (frames, streams, width), by way of its cells; hidden, cell: shape = (streams, width). */
+static void NAME(recur)(const Block *block, const Sizes *s, Room *room, float *x, float *hidden, float *cell) {
+    int64_t rows = s->frames * s->streams, width = s->width, gates = 4 * width;
+    NAME(normalise)(x, rows, width, block->gain, block->shift, room->normalised);
+    NAME(quantise)(room->normalised, rows, width, room->bytes, room->scale);
+    NAME(product)(room->bytes, room->scale, rows, &block->input, block->bias, 0, room->gates);
+    for (int64_t t = 0; t < s->frames; t++) {
+        const float *from_input = room->gates + t * s->streams * gates;
+        NAME(quantise)(hidden, s->streams, width, room->bytes, room->scale);
+        NAME(product)(room->bytes, room->scale, s->streams, &block->recurrent, from_input, gates, room->step);
+        for (int64_t b = 0; b < s->streams; b++)
+            NAME(cells)(room->step + b * gates, width, cell + b * width, hidden + b * width,
+                        x + (t * s->streams + b) * width);
+    }
+}
+
+/* The row convolution: x, shape = (lookahead + frames, streams, width), to its first `frames` rows. */
+static void NAME(look_ahead)(const Weights *w, const Sizes *s, float *x) {
+    int64_t row = s->streams * s->width;
+    for (int64_t at = 0; at < s->frames * row; at += s->width)
+        for (int64_t i = 0; i < s->width; i++) {
+            float sum = w->ahead_bias[i];
+            for (int64_t k = 0; k <= s->lookahead; k++)
+                sum += w->ahead[k * s->width + i] * x[at + k * row + i];
+            x[at + i] = sum;
+        }
+}
+
+/* Logits to log-probabilities. */
+static void NAME(log_softmax)(const float *logits, int64_t tokens, float *out) {
+    float most = logits[0], sum = 0;
+    for (int64_t i = 1; i < tokens; i++)
+        most = logits[i] > most ? logits[i] : most;
+    for (int64_t i = 0; i < tokens; i++)
+        out[i] = NAME(exponential)(logits[i] - most);
+    for (int64_t i = 0; i < tokens; i++)
+        sum += out[i];
+    float log_sum = logf(sum);
+    for (int64_t i = 0; i < tokens; i++)
+        out[i] = logits[i] - most - log_sum;
+}
+
+/* Features to the rows of the first block, shape = (frames, streams, width). */
+static void NAME(subsample)(const Weights *w, const Sizes *s, Room *room, const float *features, const float *state,
+                            float *next, float *x) {
+    int64_t inputs = SUBSAMPLING * s->frames, mels = s->mels, channels = s->channels;
+    int64_t first = (CACHED + inputs) * mels, second = (CACHED + inputs / 2) * channels;
+    for (int64_t b = 0; b < s->streams; b++) {
+        float *frames = room->first + b * first;
+        memcpy(frames, state + b * s->state, CACHED * mels * sizeof(float));
+        for (int64_t t = 0; t < inputs; t++)
+            for (int64_t i = 0; i < mels; i++)
+                frames[(CACHED + t) * mels + i] = (features[(b * inputs + t) * mels + i] - w->mean[i]) / w->deviation[i];
+        memcpy(room->second + b * second, state + b * s->state + CACHED * mels, CACHED * channels * sizeof(float));
+    }
+    NAME(convolve)(&w->conv1, s->streams, inputs / 2, room->first, 2 * mels, first, room->second + CACHED * channels,
+                   channels, second);
+    NAME(convolve)(&w->conv2, s->streams, s->frames, room->second, 2 * channels, second, x, s->streams * s->width,
+                   s->width);
+    for (int64_t b = 0; b < s->streams; b++) {
+        float *to = next + b * s->state;
+        memcpy(to, room->first + b * first + inputs * mels, CACHED * mels * sizeof(float));
+        memcpy(to + CACHED * mels, room->second + b * second + inputs / 2 * channels, CACHED * channels * sizeof(float));
+    }
+}
+
+/* Rows of each stream's state, `at` numbers into it, from or to shape = (rows, streams, width). */
+static void NAME(gather)(const Sizes *s, const float *state, int64_t at, int64_t rows, float *to) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t b = 0; b < s->streams; b++)
+            memcpy(to + (r * s->streams + b) * s->width, state + b * s->state + at + r * s->width,
+                   (size_t)s->width * sizeof(float));
+}
+
+static void NAME(scatter)(const Sizes *s, const float *from, int64_t at, int64_t rows, float *state) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t b = 0; b < s->streams; b++)
+            memcpy(state + b * s->state + at + r * s->width, from + (r * s->streams + b) * s->width,
+                   (size_t)s->width * sizeof(float));
+}
+
+/* features, shape = (streams, 4 * frames, mels), to log_probs, shape = (streams, frames, tokens), and the next state. */
+static void NAME(encode)(const Weights *w, const Sizes *s, Room *room, const float *features, const float *state,
+                         float *log_probs, float *next) {
+    int64_t row = s->streams * s->width, ahead = CACHED * (s->mels + s->channels);
+    int64_t hidden = ahead + s->lookahead * s->width, cell = hidden + s->layers * s->width;
+    float *x = room->rows + s->lookahead * row;
+    NAME(subsample)(w, s, room, features, state, next, x);
+    for (int64_t i = 0; i < s->layers; i++) {
+        if (i == s->layers / 2 && s->lookahead) {
+            x = room->rows;
+            NAME(gather)(s, state, ahead, s->lookahead, x);
+            NAME(scatter)(s, x + s->frames * row, ahead, s->lookahead, next);
+            NAME(look_ahead)(w, s, x);
+        }
+        NAME(gather)(s, state, hidden + i * s->width, 1, room->hidden);
+        NAME(gather)(s, state, cell + i * s->width, 1, room->cell);
+        NAME(recur)(&w->blocks[i], s, room, x, room->hidden, room->cell);
+        NAME(scatter)(s, room->hidden, hidden + i * s->width, 1, next);
+        NAME(scatter)(s, room->cell, cell + i * s->width, 1, next);
+    }
+    int64_t rows = s->frames * s->streams;
+    NAME(normalise)(x, rows, s->width, w->gain, w->shift, room->normalised);
+    NAME(quantise)(room->normalised, rows, s->width, room->bytes, room->scale);
+    NAME(product)(room->bytes, room->scale, rows, &w->output, w->output_bias, 0, room->gates);
+    for (int64_t t = 0; t < s->frames; t++)
+        for (int64_t b = 0; b < s->streams; b++)
+            NAME(log_softmax)(room->gates + (t * s->streams + b) * w->output.outputs, s->tokens,
+                              log_probs + (b * s->frames + t) * s->tokens);
+}
+
+#undef Floats
+#undef Ints
+#undef INT_VECTORS
+#undef FLOAT_VECTORS
