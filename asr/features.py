@@ -13,6 +13,8 @@ Frames = NDArray[np.float32]
 
 BLOCK = 8  # frames per matrix product: always the same shape, hence the same bits for any cutting of the samples
 
+AT_ONCE = 16 * BLOCK  # frames whose spectra are in memory together; with more of them the cache overflows
+
 
 @dataclass(frozen=True)
 class FeatureConfig:
@@ -113,10 +115,15 @@ class LogMel:
         if count == 0:
             return np.zeros((0, self.config.n_mels), np.float32)
         windows = np.lib.stride_tricks.sliding_window_view(samples, self.config.window)[:: self.config.hop][:count]
+        parts = [self._log_energy(windows[begin : begin + AT_ONCE]) for begin in range(0, count, AT_ONCE)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _log_energy(self, windows: NDArray[np.float32]) -> Frames:
+        """windows: shape = (a multiple of BLOCK, window)."""
         spectrum = np.fft.rfft(windows * self._window, self.config.n_fft)
         power = spectrum.real**2 + spectrum.imag**2
         energy = power.reshape(-1, BLOCK, power.shape[1]) @ self._filters  # (blocks, BLOCK, n_mels)
-        return np.log(energy.reshape(count, -1) + np.float32(self.config.floor))
+        return np.log(energy.reshape(len(windows), -1) + np.float32(self.config.floor))
 
 
 def log_mel(samples: Samples, config: FeatureConfig | None = None) -> Frames:

@@ -33,7 +33,7 @@ def sources(directory: Path) -> tuple[NgramModel, Lexicon]:
 
 
 def same(a: LetterTree, b: LetterTree) -> bool:
-    return np.array_equal(a.best, b.best) and all(map(np.array_equal, a.tables, b.tables))
+    return np.array_equal(a.best, b.best) and all(np.array_equal(x, y) for x, y in zip(a.tables, b.tables, strict=True))
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=20), st.booleans())
