@@ -1,6 +1,6 @@
 """How many live streams a server carries on this machine, and how late they hear of what they sent.
 
-    python benchmarks/serve_load.py SPEECH [--json OUT] [--markdown OUT] [-- OPTION ...]
+    python -m benchmarks.serve_load [SOURCE] [--model M] [--json OUT] [--markdown OUT] [-- OPTION ...]
 
 starts `asr serve` (with the options after `--`) and, from a second process, opens N WebSockets at a time, each of which
 sends real speech in real time; N grows and is then halved in on, until the largest is known at which nobody is refused,
@@ -14,7 +14,6 @@ all cores in the meantime: figures with much of that are not those of an idle ma
 numbers alone are measured; with --url servers that run already share the streams.
 """
 
-import argparse
 import asyncio
 import base64
 import json
@@ -26,18 +25,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import soundfile
 
-ROOT = Path(__file__).resolve().parent.parent
-RATE = 16_000  # Hz
-SUFFIXES = (".flac", ".ogg", ".wav")
+from asr.audio import SAMPLE_RATE
+from benchmarks.apart import Failed
+from benchmarks.common import ROOT, Table, all_cores, guarded, parser, publish, speech
+
+RATE = SAMPLE_RATE
+SPEECH_SECONDS = 300.0  # of which streams send parts
 SLOT = 0.005  # seconds; all messages that are due in a slot are sent at its end
 SPREAD = 2.0  # seconds in which the streams of a step begin
 PATIENCE = 5.0  # seconds for the last words
@@ -67,44 +68,56 @@ class Row:
         """Whether the server carries so many."""
         return self.failed == 0 and self.lost_seconds == 0 and self.chunk_p99 < bar
 
+    def cells(self) -> list[object]:
+        """Those of the table."""
+        return [
+            self.streams,
+            self.failed,
+            f"{self.lost_seconds:.2f} s",
+            f"{self.chunk_p50:.3f} / {self.chunk_p99:.3f} s",
+            f"{self.word_p50:.3f} / {self.word_p90:.3f} s",
+            f"{self.loop_ms:.2f} ms",
+            f"{self.decode_ms:.2f} ms",
+            f"{self.generator_ms:.2f} ms, {1000 * self.generator_late:.0f} ms late",
+            f"{100 * self.others:.0f} %",
+        ]
+
+
+COLUMNS = (
+    *("streams", "failed", "audio lost", "chunk p50 / p99", "word p50 / p90"),
+    *("loop", "decode", "this program", "others"),
+)
+
 
 def main() -> None:
     """Prints the table and the largest number, and writes them where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("speech", type=Path, help="folder of recordings")
-    parser.add_argument("--streams", type=int, nargs="+", help="measure these, in place of looking for the most")
-    parser.add_argument("--most", type=int, default=1000, help="streams that are tried (default: 1000)")
-    parser.add_argument("--bar", type=float, default=0.3, help="seconds for 99 %% of chunks (default: 0.3)")
-    parser.add_argument("--limit", type=float, default=600, help="seconds after which no other number is tried")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of every stream (default: 20)")
-    parser.add_argument("--chunk", type=float, default=0.1, help="seconds of a message (default: 0.1)")
-    parser.add_argument("--url", nargs="+", help="of servers that run already, instead of starting one")
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--markdown", type=Path, metavar="OUT")
-    own, options = split(sys.argv[1:])
-    args = parser.parse_args(own)
-    pcm = speech(args.speech)
+    options = parser(__doc__)
+    options.add_argument("--streams", type=int, nargs="+", help="measure these, in place of looking for the most")
+    options.add_argument("--most", type=int, default=1000, help="streams that are tried (default: 1000)")
+    options.add_argument("--bar", type=float, default=0.3, help="seconds for 99 %% of chunks (default: 0.3)")
+    options.add_argument("--limit", type=float, default=600, help="seconds after which no other number is tried")
+    options.add_argument("--seconds", type=float, default=20.0, help="of every stream (default: 20)")
+    options.add_argument("--chunk", type=float, default=0.1, help="seconds of a message (default: 0.1)")
+    options.add_argument("--url", nargs="+", help="of servers that run already, instead of starting one")
+    own, for_server = split(sys.argv[1:])
+    args = options.parse_args(own)
+    pcm = (speech(args, SPEECH_SECONDS) * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2").tobytes()
     rows: list[Row] = []
-    with server(options, args.most) if not args.url else running(args.url) as (urls, pid):
-        print("\n".join(heading()), flush=True)
+    with server(args.model, for_server, args.most) if not args.url else running(args.url) as (urls, pid):
+        table = Table(*COLUMNS)
 
         def carries(streams: int) -> bool:
             rows.append(asyncio.run(measure(urls, pid, pcm, streams, args.seconds, args.chunk)))
-            print(line(rows[-1]), flush=True)
+            table.add(*rows[-1].cells())
             return rows[-1].passes(args.bar)
 
         if args.streams:
-            for streams in args.streams:
-                carries(streams)
-            most = max((row.streams for row in rows if row.passes(args.bar)), default=0)
+            most = max([0, *(streams for streams in args.streams if carries(streams))])
         else:
             most = largest(carries, args.most, time.monotonic() + args.limit)
-    result = f"{most} streams on {os.cpu_count()} cores, with 99 % of chunks within {args.bar:g} s and no audio lost"
+    result = f"{most} streams on {len(all_cores())} cores: 99 % of chunks within {args.bar:g} s, no audio lost."
     print(result)
-    if args.json:
-        args.json.write_text(json.dumps({"most": most, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    if args.markdown:
-        args.markdown.write_text("\n".join([*heading(), *map(line, rows), "", result, ""]))
+    publish(args, "serve_load", rows, table, result, most=most)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -125,39 +138,17 @@ def largest(carries: Callable[[int], bool], most: int, until: float) -> int:
     return low
 
 
-def heading() -> list[str]:
-    """The first lines of the table."""
-    names = "streams, failed, audio lost, chunk p50 / p99, word p50 / p90, loop, decode, this program, others"
-    return [f"| {names.replace(', ', ' | ')} |", "|" + "-:|" * (names.count(",") + 1)]
-
-
-def line(row: Row) -> str:
-    """A row of the table."""
-    return (
-        f"| {row.streams} | {row.failed} | {row.lost_seconds:.2f} s | {row.chunk_p50:.3f} / {row.chunk_p99:.3f} s "
-        f"| {row.word_p50:.3f} / {row.word_p90:.3f} s | {row.loop_ms:.2f} ms | {row.decode_ms:.2f} ms "
-        f"| {row.generator_ms:.2f} ms, {1000 * row.generator_late:.0f} ms late | {100 * row.others:.0f} % |"
-    )
-
-
-def speech(folder: Path) -> bytes:
-    """All 16 kHz recordings of a folder, one after the other and again, as 16-bit samples; five minutes or more."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)[:100]
-    read = [soundfile.read(path, dtype="int16") for path in paths]
-    pcm = b"".join(samples.tobytes() for samples, rate in read if rate == RATE and samples.ndim == 1)
-    if not pcm:
-        raise SystemExit(f"{folder} has no mono recordings of {RATE} Hz; name another folder")
-    return pcm * (2 + 300 * 2 * RATE // len(pcm))
-
-
 @contextmanager
-def server(options: list[str], streams: int) -> Iterator[tuple[list[str], int | None]]:
+def server(model: str, options: list[str], streams: int) -> Iterator[tuple[list[str], int | None]]:
     """A server of its own."""
-    command = [sys.executable, str(ROOT / "run_asr.py"), "serve", "--port", "0", "--max-streams", str(streams)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(ROOT / "run_asr.py"), "serve", "--port", "0", "--model", model]
+    command += ["--max-streams", str(streams), *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
         said = next((said for said in process.stderr if "serving at" in said), "")
+        if not said:
+            raise Failed("asr serve did not start; run it by itself to see why")
         yield [said.split()[2]], process.pid
     finally:
         process.terminate()
@@ -363,4 +354,4 @@ def _ticks(thread: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)
