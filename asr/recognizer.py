@@ -239,12 +239,12 @@ class Stream:
         finals = yield from self._advance(self._resampler.step(as_mono_float32(samples)))
         if self._pieces == pieces:
             return finals
-        partial = self._segmenter.partial()
-        text = partial.text if partial else ""
+        text = self._segmenter.partial_text()
         if not self._whole and not finals and not text.startswith(self._shown):
             return finals
         before, self._shown = self._shown, text
-        return [*finals, partial] if partial and text != before else finals
+        partial = self._segmenter.partial() if text not in ("", before) else None
+        return [*finals, partial] if partial else finals
 
     def finishing(self) -> Steps:
         """As `finish`, for one who runs the encoder on chunks of many streams at once."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.ctc import BLANK_ID
-from asr.decoding import Decoder
+from asr.decoding import Decoder, Span
 from asr.decoding import Path as TokenPath
 from asr.decoding.beam import BeamSearch
 from asr.decoding.confidence import Calibration, Judge
@@ -63,6 +63,7 @@ class Segmenter:
 
     _state: Any  # the decoder's
     _found: TokenPath | None  # the best one in it, where it was asked for
+    _read: tuple[NDArray[np.int64], list[Span]]  # tokens and the words that they say
 
     def __init__(
         self,
@@ -114,11 +115,12 @@ class Segmenter:
 
     def partial(self) -> Hypothesis | None:
         """The words of the open segment so far; one that is being spelled waits until nothing is added to it."""
-        words = self._words(self._path)
-        grows = bool(words) and words[-1].end == len(self._path.tokens)
-        if grows and self._length - 1 - int(self._path.frames[-1]) < self._growing:
-            words.pop()
+        words = self._words(self._path)[: len(self._shown())]
         return self._hypothesis(words, committed=self._committed(words))
+
+    def partial_text(self) -> str:
+        """The text of `partial`, for which no confidence is needed."""
+        return " ".join(span.text for span in self._shown())
 
     def move(self, origin: Seconds) -> None:
         """The next emission is that of a later time in the stream; the segment before must have been flushed."""
@@ -134,6 +136,13 @@ class Segmenter:
         if isinstance(decoder, BeamSearch) and isinstance(self._decoder, BeamSearch):
             self._state = decoder.adopt(self._state, self._decoder)
         self._decoder = decoder
+        self._read = (np.zeros(0, np.int64), [])
+
+    def _shown(self) -> list[Span]:
+        """The words of a partial hypothesis."""
+        path, spans = self._path, self._spans(self._path)
+        grows = bool(spans) and spans[-1].end == len(path.tokens)
+        return spans[:-1] if grows and self._length - 1 - int(path.frames[-1]) < self._growing else spans
 
     def _cut(self, words: list[_Spoken]) -> list[Hypothesis]:
         """Ends a long segment in its longest late pause; what follows the pause begins the next one."""
@@ -147,7 +156,7 @@ class Segmenter:
             return self._close(words, self._length)
         _, i = max(pauses)
         pause = slice(words[i - 1].last + 1, words[i].first + 1)
-        blank = np.concatenate(self._log_probs)[pause, BLANK_ID]
+        blank = self._emissions()[pause, BLANK_ID]
         return self._close(words[:i], pause.start + int(blank.argmax()))
 
     def _close(self, words: list[_Spoken], at: int) -> list[Hypothesis]:
@@ -157,7 +166,7 @@ class Segmenter:
             final = replace(final, alternatives=self._alternatives(at))
         self._spoken_until = final.end if final else self._spoken_until
         self._begin += at
-        self._restart(np.concatenate(self._log_probs)[at:])
+        self._restart(self._emissions()[at:].copy())
         return [final] if final else []
 
     def _restart(self, log_probs: LogProbs) -> None:
@@ -166,6 +175,19 @@ class Segmenter:
         self._length = len(log_probs)
         self._state = self._decoder.step(log_probs, self._decoder.start())
         self._found = None
+        self._read = (np.zeros(0, np.int64), [])
+
+    def _emissions(self) -> LogProbs:
+        """All of the open segment, joined once."""
+        if len(self._log_probs) > 1:
+            self._log_probs = [np.concatenate(self._log_probs)]
+        return self._log_probs[0]
+
+    def _spans(self, path: TokenPath) -> list[Span]:
+        """The words of a path; its tokens are mostly those that were read last."""
+        if not np.array_equal(path.tokens, self._read[0]):
+            self._read = path.tokens, self._decoder.words(path.tokens)
+        return self._read[1]
 
     @property
     def _path(self) -> TokenPath:
@@ -176,11 +198,10 @@ class Segmenter:
 
     def _words(self, path: TokenPath, is_final: bool = False) -> list[_Spoken]:
         """Tokens gathered into words, each with its confidence."""
-        spans = self._decoder.words(path.tokens)
+        spans = self._spans(path)
         if not spans:
             return []
-        log_probs = np.concatenate(self._log_probs)
-        confidences = self._judge.confidences(self._decoder, self._state, log_probs, path, is_final)
+        confidences = self._judge.confidences(self._decoder, self._state, self._emissions(), path, is_final, spans)
         return [
             _Spoken(text, int(path.frames[begin]), int(path.frames[end - 1]), confidence, end)
             for (text, begin, end), confidence in zip(spans, confidences, strict=True)

@@ -105,6 +105,11 @@ def compare(searches: Sequence[BeamSearch], log_probs: NDArray[np.float32], cuts
     for begin, end in itertools.pairwise([0, *sorted(cuts), len(log_probs)]):
         states = [search.step(log_probs[begin:end], state) for search, state in zip(searches, states, strict=True)]
         assert_same(states[0], states[1])
+    found = [search.best(state, 4) for search, state in zip(searches, states, strict=True)]
+    for one, other in zip(*found, strict=True):
+        assert one.score == other.score
+        assert np.array_equal(one.tokens, other.tokens)
+        assert np.array_equal(one.fused, other.fused)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 8), configs, st.lists(st.integers(0, 8), max_size=4), st.booleans())

@@ -206,20 +206,25 @@ static int64_t child(const Words *w, int64_t node, int64_t letter) {
     return w->outside;
 }
 
+/* WordScorer._completed, of the word of this rank. */
+static double complete(const Words *w, int64_t context, int64_t node, int64_t rank, int64_t *following) {
+    int64_t word = rank < w->count[node] ? w->words[w->first[node] + rank] : UNKNOWN;
+    double score = w->weight * (double)ngram_score(&w->lm, context, word, following) + w->bonus;
+    if (word == UNKNOWN)
+        score -= w->penalty;
+    score -= w->ahead[node];
+    return rank > 0 && word == UNKNOWN ? -INFINITY : score;
+}
+
 /* WordScorer.extend */
 static double extend_words(const Words *w, int64_t *state, int64_t token) {
     int64_t node = state[NODE];
     double score = -w->ahead[node];
     if (w->begins[token]) {
         if (node != ROOT) {
-            int64_t rank = w->rank[token];
-            int64_t word = rank < w->count[node] ? w->words[w->first[node] + rank] : UNKNOWN;
-            score = w->weight * (double)ngram_score(&w->lm, state[CONTEXT], word, &state[CONTEXT]) + w->bonus;
-            if (word == UNKNOWN)
-                score -= w->penalty;
-            score -= w->ahead[node];
-            if (rank > 0 && word == UNKNOWN)
-                score = -INFINITY;
+            int64_t following;
+            score = complete(w, state[CONTEXT], node, w->rank[token], &following);
+            state[CONTEXT] = following;
         } else if (w->lexicon) {
             score = -INFINITY;
         }
@@ -229,6 +234,17 @@ static double extend_words(const Words *w, int64_t *state, int64_t token) {
         node = child(w, node, w->letters[token * w->width + i]);
     state[NODE] = node;
     return score + w->ahead[node];
+}
+
+/* WordScorer.final, of one state; ranks: words that sound alike which tokens tell apart. */
+static double final_words(const Words *w, int64_t context, int64_t node, int64_t ranks) {
+    int64_t following, choices = w->count[node] < ranks ? w->count[node] : ranks;
+    double best = 0.0;
+    for (int64_t rank = 0; node != ROOT && (rank == 0 || rank < choices); rank++) {
+        double score = complete(w, context, node, rank, &following);
+        best = rank == 0 || score > best ? score : best;
+    }
+    return best;
 }
 
 /* Whether the words forbid a token: a boundary after nothing, or one of more words than sound alike here. */
@@ -683,7 +699,116 @@ end:
     return result;
 }
 
+static PyObject *final(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b = {0}, tables[WORD_TABLES] = {{0}};
+    PyObject *word_tables, *result = NULL;
+    Words w;
+    if (!PyArg_ParseTuple(args, "y*O", &b, &word_tables) || !parse_words(word_tables, tables, &w))
+        goto end;
+    const int64_t *state = b.buf;
+    Py_ssize_t n = b.len / (Py_ssize_t)(2 * sizeof(int64_t));
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (state[2 * i] < 0 || state[2 * i] >= w.lm.contexts || state[2 * i + 1] < 0 || state[2 * i + 1] >= w.nodes) {
+            PyErr_SetString(PyExc_IndexError, "the state belongs to another search");
+            goto end;
+        }
+    int64_t ranks = 1;
+    for (Py_ssize_t i = 0; i < tables[0].len; i++)
+        ranks = w.rank[i] + 1 > ranks ? w.rank[i] + 1 : ranks;
+    result = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(double));
+    if (result) {
+        double *scores = (double *)(void *)PyBytes_AS_STRING(result);
+        for (Py_ssize_t i = 0; i < n; i++)
+            scores[i] = final_words(&w, state[2 * i], state[2 * i + 1], ranks);
+    }
+end:
+    PyBuffer_Release(&b);
+    for (int i = 0; i < WORD_TABLES; i++)
+        PyBuffer_Release(&tables[i]);
+    return result;
+}
+
+/* A row and its score. */
+typedef struct {
+    double score;
+    int64_t row;
+} Ranked;
+
+static int compare_ranked(const void *a, const void *b) {
+    const Ranked *x = a, *y = b;
+    if (x->score != y->score)
+        return x->score > y->score ? -1 : 1;
+    return x->row < y->row ? -1 : 1;
+}
+
+/* Merges, best first, the hypotheses of one key: the best that ends in a boundary and the best that does not. */
+static size_t merge(Ranked *ranked, size_t n, const uint64_t *key, const char *ends, int64_t *slots, size_t size,
+                    char *seen) {
+    size_t groups = 0;
+    qsort(ranked, n, sizeof *ranked, compare_ranked);
+    memset(slots, -1, size * sizeof *slots);
+    for (size_t i = 0; i < n; i++) {
+        int64_t row = ranked[i].row;
+        char kind = ends[row] ? 2 : 1;
+        size_t at = key[row] & (size - 1);
+        while (slots[at] >= 0 && key[ranked[slots[at]].row] != key[row])
+            at = (at + 1) & (size - 1);
+        if (slots[at] < 0) {
+            slots[at] = (int64_t)groups;
+            seen[groups] = kind;
+            ranked[groups++] = ranked[i];
+        } else if (!(seen[slots[at]] & kind)) {
+            seen[slots[at]] |= kind;
+            ranked[slots[at]].score = log_add_exp(ranked[slots[at]].score, ranked[i].score);
+        }
+    }
+    qsort(ranked, groups, sizeof *ranked, compare_ranked);
+    return groups;
+}
+
+static PyObject *merged(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b[3] = {{0}};
+    PyObject *result = NULL, *rows = NULL, *scores = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*", &b[0], &b[1], &b[2]))
+        return NULL;
+    size_t n = (size_t)b[2].len, size = 16;
+    while (size < 2 * n)
+        size *= 2;
+    Ranked *ranked = malloc((n + 1) * sizeof *ranked);
+    int64_t *slots = malloc(size * sizeof *slots);
+    char *seen = malloc(n + 1);
+    if (!ranked || !slots || !seen) {
+        PyErr_NoMemory();
+        goto end;
+    }
+    const double *given = b[0].buf;
+    for (size_t i = 0; i < n; i++)
+        ranked[i] = (Ranked){given[i], (int64_t)i};
+    size_t groups = merge(ranked, n, b[1].buf, b[2].buf, slots, size, seen);
+    rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(groups * sizeof(int64_t)));
+    scores = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(groups * sizeof(double)));
+    if (rows && scores) {
+        for (size_t i = 0; i < groups; i++) {
+            ((int64_t *)(void *)PyBytes_AS_STRING(rows))[i] = ranked[i].row;
+            ((double *)(void *)PyBytes_AS_STRING(scores))[i] = ranked[i].score;
+        }
+        result = PyTuple_Pack(2, rows, scores);
+    }
+end:
+    Py_XDECREF(rows);
+    Py_XDECREF(scores);
+    free(ranked), free(slots), free(seen);
+    for (int i = 0; i < 3; i++)
+        PyBuffer_Release(&b[i]);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"final", final, METH_VARARGS, "final(state, words)\n\nWhat WordScorer.final gives, as bytes."},
+    {"merged", merged, METH_VARARGS,
+     "merged(scores, keys, ends)\n\nRows and scores as BeamSearch._merged gives them, as bytes."},
     {"score", score, METH_VARARGS,
      "score(ngrams, contexts, words)\n\nWhat NgramModel.score gives, as bytes."},
     {"block", block, METH_VARARGS,

@@ -261,6 +261,8 @@ class BeamSearch:
         ends = self._ends[hypotheses.last] if self.tokens else np.zeros(len(scores), bool)
         if ends.any():
             key = np.where(ends, hypotheses.parent_key, hypotheses.key)
+            if self._kernel:
+                return self._kernel.merged(scores, key, ends)
             ranked = np.argsort(-scores, kind="stable")
             _, best = np.unique(np.stack([key[ranked], ends[ranked]]), axis=1, return_index=True)
             ranked = ranked[np.sort(best)]  # of boundaries after words that sound alike, the best one
@@ -333,6 +335,8 @@ class BeamSearch:
 
     def _final_scores(self, hypotheses: Hypotheses) -> Scores:
         scores = np.logaddexp(hypotheses.blank, hypotheses.label) + hypotheses.fused
+        if self._kernel and isinstance(self.scorer, WordScorer):
+            return scores + self._kernel.final(hypotheses.scorer)
         return scores + self.scorer.final(hypotheses.scorer) if self.scorer else scores
 
     def _block(self, log_probs: Scores, state: BeamState) -> BeamState:

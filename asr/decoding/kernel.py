@@ -80,6 +80,17 @@ class Kernel:
         fields["scorer"] = fields["scorer"][:, self._columns]
         return fields, entries
 
+    def final(self, state: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What WordScorer.final gives for states of it, shape = (n, 2); the search must have one."""
+        return np.frombuffer(_kernel.final(np.ascontiguousarray(state, np.int64), self._words))
+
+    def merged(
+        self, scores: NDArray[np.float64], keys: NDArray[np.uint64], ends: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Rows and scores of what is left, best first, where the best of each key and end are one; shapes = (n,)."""
+        rows, merged = _kernel.merged(np.ascontiguousarray(scores), np.ascontiguousarray(keys), ends)
+        return np.frombuffer(rows, np.int64), np.frombuffer(merged)
+
 
 def kernel(scorer: Scorer | None, beam: int, beam_threshold: float) -> Kernel | None:
     """The kernel for a search with this scorer; None where it was not built, is switched off or does not know it."""
