@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr.decoding.beam import BeamSearch
 from asr.decoding.kneser_ney import build_corpus, train
 from asr.decoding.lm import NgramModel
 from asr.decoding.tree import TREE_FILE, LetterTree, open_tree, write_tree
 from asr.lexicon import LEXICON_FILE, Lexicon
 from asr.runtime import LANGUAGE_MODEL_FILE
-from asr.tokenizer import PHONE_TOKENS, TOKENS_FILE
+from asr.tokenizer import BOUNDARY, PHONE_TOKENS, TOKENS_FILE
 
 WORDS = st.text("abc", min_size=1, max_size=4)
 PASSAGES = ["a ab b a", "ba ab a", "b b ab", "ab bab a", "b a"]
@@ -33,7 +34,11 @@ def sources(directory: Path) -> tuple[NgramModel, Lexicon]:
 
 
 def same(a: LetterTree, b: LetterTree) -> bool:
-    return np.array_equal(a.best, b.best) and all(np.array_equal(x, y) for x, y in zip(a.tables, b.tables, strict=True))
+    return (
+        a.count.dtype == b.count.dtype
+        and np.array_equal(a.best, b.best)
+        and all(np.array_equal(x, y) for x, y in zip(a.tables, b.tables, strict=True))
+    )
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=20), st.booleans())
@@ -61,6 +66,24 @@ def test_a_directory_gets_its_tree_from_the_file(directory: Path, monkeypatch: p
     write_tree(directory)
     monkeypatch.setattr(LetterTree, "of", None)
     assert same(open_tree(directory, lm, lexicon), built)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 30))
+@settings(max_examples=20, deadline=None)
+def test_a_search_with_the_tree_from_the_file_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, frames: int
+) -> None:
+    lm, lexicon = train(build_corpus(PASSAGES, 4), order=3), Lexicon(PAIRS)
+    path = tmp_path_factory.mktemp("tree") / TREE_FILE
+    LetterTree.of(lm, lexicon).save(path, 1)
+    tokens = ["<blank>", BOUNDARY, "a", "b", "c"]
+    log_probs = np.log(np.random.default_rng(seed).dirichlet(np.full(len(tokens), 0.3), frames) + 1e-9)
+    trees = (LetterTree.load(path, 1), LetterTree.of(lm, lexicon))
+    searches = [BeamSearch.with_language_model(lm, tokens, lexicon=lexicon, tree=tree) for tree in trees]
+    paths = [search.best(search.step(log_probs.astype(np.float32), search.start()), 3) for search in searches]
+    for one, other in zip(*paths, strict=True):
+        assert one.score == other.score
+        assert searches[0].words(one.tokens) == searches[1].words(other.tokens)
 
 
 @pytest.mark.parametrize("changed", [LANGUAGE_MODEL_FILE, LEXICON_FILE])

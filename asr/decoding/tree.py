@@ -33,7 +33,7 @@ class LetterTree:
 
     children: NDArray[np.integer]  # how many each node has
     letter: NDArray[np.uint8]  # that leads to each node
-    count: NDArray[np.integer]  # words that each node completes
+    count: Ids  # words that each node completes
     words: NDArray[np.integer]  # those of all nodes, in their order, of a node the likeliest first
     best: NDArray[np.float32]  # the best unigram log-probability below each node
 
@@ -97,8 +97,7 @@ class LetterTree:
         how many words it completes; the words.
         """
         children = np.append(1, 1 + np.cumsum(self.children, dtype=np.int64))
-        count = self.count.astype(np.int64)
-        return children, self.letter, np.cumsum(count) - count, count, self.words.astype(np.int64)
+        return children, self.letter, np.cumsum(self.count) - self.count, self.count, self.words.astype(np.int64)
 
     @cached_property
     def _keys(self) -> Ids:
@@ -139,7 +138,7 @@ class LetterTree:
         """Maps a saved tree into memory; None where there is none that was made from this source."""
         try:
             header, sections = read_sections(path, MAGIC)
-            tree = cls(**sections)
+            tree = cls(**sections | {"count": sections["count"].astype(np.int64)})
         except (OSError, KeyError, TypeError, ValueError):
             return None
         nodes = {len(tree.children), len(tree.letter), len(tree.count), len(tree.best)}
