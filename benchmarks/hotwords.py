@@ -138,7 +138,7 @@ def measure(
         1000 * build,
         1 - errors[True] / max(1, words[True]),
         errors.total() / words.total(),
-        errors[False] / words[False],
+        errors[False] / max(1, words[False]),
         false,
         1000 * spent / (frames * recognizer.model.config.emission_seconds),
     )
