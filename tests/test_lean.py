@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "tests" / "data" / "1462-170138-0007.ogg"
 TIME_LIMIT = 300  # seconds
+MOST_MEMORY = 200  # MiB; 88 of them with compiled code and tree.bin, 172 with neither
 
 
 def loaded(code: str) -> set[str]:
@@ -32,3 +33,12 @@ def test_the_command_line_loads_its_verb_alone(verb: str) -> None:
 def test_transcribing_loads_no_screen_no_microphone_and_no_training() -> None:
     code = f"import asr.cli\nasr.cli.main(['transcribe', {str(CLIP)!r}])"
     assert not loaded(code) & {"rich", "sounddevice", "torch", "inflect", "ray", "aiohttp", "av"}
+
+
+def test_a_short_recording_takes_little_memory() -> None:
+    code = (
+        f"import asr\nassert asr.load().transcribe({str(CLIP)!r}).text\n"
+        "import resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=TIME_LIMIT)
+    assert int(done.stdout) / 1024 < MOST_MEMORY
