@@ -18,7 +18,6 @@ from asr.runtime import GRAPH_FILES, Model
 from benchmarks.common import Table, guarded, parser, publish
 
 SHAPES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (1, 4), (1, 16), (8, 16))  # streams, chunks of a call
-AUDIO_SECONDS = 30.0  # of each measurement, which is repeated
 REPEATS = 3
 
 
@@ -34,19 +33,23 @@ class Row:
 
 def main() -> None:
     """Prints a table and writes it where asked."""
-    args = parser(__doc__, source=False).parse_args()
+    options = parser(__doc__, source=False)
+    options.add_argument(
+        "--seconds", type=float, default=30.0, metavar="S", help="of audio a measurement (default: 30)"
+    )
+    args = options.parse_args()
     directory = find_model(args.model)
     rows = []
     table = Table("precision", "streams", "chunks", "share of real time")
     for precision in (name for name, file in GRAPH_FILES.items() if (directory / file).is_file()):
         model = Model.load(directory, precision=precision)
         for streams, chunks in SHAPES:
-            rows.append(Row(precision, streams, chunks, measure(model, streams, chunks)))
+            rows.append(Row(precision, streams, chunks, measure(model, streams, chunks, args.seconds)))
             table.add(precision, streams, chunks, rows[-1].rtf)
     publish(args, "batch", rows, table)
 
 
-def measure(model: Model, streams: int, chunks: int) -> float:
+def measure(model: Model, streams: int, chunks: int, audio_seconds: float) -> float:
     """The best of a few repetitions, which is that with the least disturbance."""
     features = model.config.features
     frames = chunks * model.config.chunk_frames
@@ -56,7 +59,7 @@ def measure(model: Model, streams: int, chunks: int) -> float:
     model.step(x, state)
     times = []
     for _ in range(REPEATS):
-        calls = max(2, round(AUDIO_SECONDS / seconds))
+        calls = max(2, round(audio_seconds / seconds))
         began = time.process_time()
         for _ in range(calls):
             model.step(x, state)

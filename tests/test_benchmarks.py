@@ -32,7 +32,7 @@ RUNS = {
     "train": (NONE, ["--steps", "1", "--processes", "1", "--batch-seconds", "12"]),
     "peers": (TINY, ["--minutes", "0.03", "--peers", "pocketsphinx"]),
     "floor": (TINY, ["--minutes", "0.1", "--passes", "1", "--attempts", "1"]),
-    "batch": (TINY, []),
+    "batch": (TINY, ["--seconds", "1"]),
     "decode": (BUNDLED, ["--limit", "1", "--beams", "8"]),
     "endurance": (TINY, ["--hours", "0.002", "--every", "0.001"]),
     "hotwords": (BUNDLED, ["--limit", "1"]),
