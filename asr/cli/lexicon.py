@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from asr.cli import UsageError
-from asr.lexicon import GRAPHONES_FILE, LEXICON_FILE
 
 HELP = "build a pronunciation lexicon, pronounce words or spell phones"
 MANIFEST = ".tsv"
@@ -55,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> None:
     from asr.decoding.tree import write_tree
     from asr.graphones import Graphones, align
+    from asr.lexicon import GRAPHONES_FILE, LEXICON_FILE
     from asr.training.lexicon import build_lexicon, read_dictionary
 
     if not args.words and not args.texts:
