@@ -32,6 +32,7 @@ from asr.transcript import Seconds, Segment, Transcript
 from asr.vad import SAMPLE_RATE as GATE_RATE
 from asr.vad import Gate, GateRules, Passage
 
+AT_ONCE = 4  # pieces of a stream, if there are so many, that the encoder takes in a batch with those of others
 BLOCK_SECONDS = 10.0  # of a recording that is in memory at once
 
 PACKAGE = Path(__file__).parent
@@ -67,13 +68,14 @@ class Recognizer:
         rules: EndpointRules | None = None,
         hotwords: Wanted | Hotwords | None = None,
         nbest: int = 1,
+        partials: bool = True,
     ) -> "Stream":
         """A stream of samples at `sample_rate` Hz, which is resampled where the model wants another rate.
 
         hotwords: as the method `hotwords` takes them, or what it gave. nbest: alternatives that a final hypothesis
-        lists, if more than one.
+        lists, if more than one. partials: whether there are partial hypotheses, which cost time.
         """
-        stream = Stream(self, rules or self.rules, sample_rate, nbest)
+        stream = Stream(self, rules or self.rules, sample_rate, nbest, partials)
         if hotwords:
             stream.set_hotwords(hotwords)
         return stream
@@ -159,7 +161,7 @@ class Recognizer:
         else:
             rate = rate if sample_rate is None else check_rate(sample_rate)
             blocks = _blocks(as_mono_float32(audio), int(BLOCK_SECONDS * rate))
-        stream = self.stream(rate, hotwords=hotwords, nbest=nbest)
+        stream = self.stream(rate, hotwords=hotwords, nbest=nbest, partials=False)
         failure: ASRError | None = None
         samples = 0
         try:
@@ -178,7 +180,14 @@ class Recognizer:
 class Stream:
     """One speaker's samples as they come; made by `Recognizer.stream`, used by one thread at a time."""
 
-    def __init__(self, recognizer: Recognizer, rules: EndpointRules, sample_rate: float, nbest: int = 1) -> None:
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        rules: EndpointRules,
+        sample_rate: float,
+        nbest: int = 1,
+        partials: bool = True,
+    ) -> None:
         model, gate = recognizer.model, recognizer.gate
         rate = model.config.features.sample_rate
         if nbest < 1:
@@ -193,10 +202,11 @@ class Stream:
         self._recognizer = recognizer
         self._model = model
         self._front = _FrontEnd(model)
-        self._at_once = model.piece_frames  # feature frames, at most, of one call of the encoder
+        self._at_once = min(model.block_frames, AT_ONCE * model.piece_frames)  # feature frames of an encoder's call
         self._segmenter = Segmenter(model.config, model.tokenizer.tokens, recognizer.decoder, rules, nbest)
         self._samples = 0  # at the model's rate
         self._pieces = 0  # of emissions, decoded
+        self._partials = partials
         self._whole = False  # whether they end with a chunk
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
@@ -237,7 +247,7 @@ class Stream:
             return []
         pieces = self._pieces
         finals = yield from self._advance(self._resampler.step(as_mono_float32(samples)))
-        if self._pieces == pieces:
+        if self._pieces == pieces or not self._partials:
             return finals
         text = self._segmenter.partial_text()
         if not self._whole and not finals and not text.startswith(self._shown):

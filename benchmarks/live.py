@@ -4,7 +4,7 @@
 
 All recordings are joined to one file with a second and a half of silence after each. It is transcribed as a file, and
 played in real time into a PulseAudio of its own on whose microphone `asr live --plain` listens. Needs the system
-packages that the tests need (see README.md). On a busy machine run it under `nice -n -15`, or sound is lost.
+packages that the tests need (see README.md). On a busy machine run it under `chrt --rr 50`, or the player stalls.
 """
 
 import argparse

@@ -68,7 +68,7 @@ class Engine:
                 if self._closed and not arrived and not ready:
                     return
             ready.extend(task for task in arrived if self._has_chunk(task, None))
-            batch = [ready.popleft() for _ in range(min(len(ready), MOST_IN_BATCH))]
+            batch = _taken(ready)
             if batch:
                 results = zip(batch, self._encode(batch), strict=True)
                 ready.extend(task for task, result in results if self._has_chunk(task, result))
@@ -126,6 +126,16 @@ class _Task:
     def report(self) -> None:
         """Tells what came of it."""
         self._report(self._found, self._error)
+
+
+def _taken(ready: deque[_Task]) -> list[_Task]:
+    """Takes the task that has waited longest, and others whose chunks are as long."""
+    batch: list[_Task] = []
+    for _ in range(len(ready)):
+        task = ready.popleft()
+        alike = not batch or (task.features.shape == batch[0].features.shape and len(batch) < MOST_IN_BATCH)
+        (batch if alike else ready).append(task)
+    return batch
 
 
 def _tell(tasks: list[_Task]) -> None:

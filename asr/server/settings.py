@@ -48,7 +48,9 @@ class StreamSettings:
         """The stream of these settings; Refusal where they cannot be. May take a while: not for an event loop."""
         try:
             rules = replace(recognizer.rules, **self.endpoint)
-            return recognizer.stream(self.sample_rate, rules=rules, hotwords=dict(self.hotwords))
+            return recognizer.stream(
+                self.sample_rate, rules=rules, hotwords=dict(self.hotwords), partials=self.partials
+            )
         except ASRError as error:
             raise Refusal("bad_setting", str(error)) from None
 

@@ -54,7 +54,8 @@ async def handle(request: web.Request, service: Service) -> web.StreamResponse:
         with service.patience() as patience:
             form = await _form(request, service, patience, file)
         rate = service.recognizer.model.config.features.sample_rate
-        async with service.session(StreamSettings(sample_rate=rate, hotwords=_prompted(form.prompt))) as session:
+        settings = StreamSettings(sample_rate=rate, hotwords=_prompted(form.prompt), partials=False)
+        async with service.session(settings) as session:
             recording = _Recording(file, form.file_name, session)
             if form.stream:
                 return await _stream(request, service, recording, form)

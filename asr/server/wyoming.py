@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -163,7 +164,7 @@ def _format(start: Event, phrases: dict[str, float | None]) -> tuple[int, Stream
     if isinstance(width, bool) or not isinstance(width, int) or width not in DTYPES:
         raise Refusal("bad_setting", f"audio-start has a width of {width!r} bytes; it must be 1, 2 or 4")
     checked = StreamSettings.parse({"sample_rate": rate, "channels": channels})
-    return width, StreamSettings(sample_rate=checked.sample_rate, channels=checked.channels, hotwords=phrases)
+    return width, replace(checked, hotwords=phrases, partials=False)
 
 
 def _info(service: Service) -> Info:
