@@ -1,7 +1,7 @@
 """CTC prefix beam search (Graves, 2012; Hannun et al., 2014) over all hypotheses and tokens of a frame at once."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,12 +71,12 @@ class Trace:
         return len(self.parent)
 
     def __getitem__(self, index: Ids) -> "Trace":
-        return Trace(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Trace(*(column[index] for column in vars(self).values()))
 
     @classmethod
     def join(cls, traces: Sequence["Trace"]) -> "Trace":
         """The entries of all traces in one."""
-        return cls(*(np.concatenate([getattr(t, field.name) for t in traces]) for field in fields(cls)))
+        return cls(*map(np.concatenate, zip(*(vars(trace).values() for trace in traces), strict=True)))
 
 
 NO_IDS = np.zeros(0, np.int64)
@@ -104,7 +104,7 @@ class Hypotheses:
     head_label: Ids
 
     def __getitem__(self, rows: Ids) -> "Hypotheses":
-        return Hypotheses(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Hypotheses(*(column[rows] for column in vars(self).values()))
 
     def heads(self) -> Ids:
         """Trace entry of the last token in the likeliest alignment of each prefix."""
