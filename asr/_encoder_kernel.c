@@ -55,7 +55,7 @@ typedef struct {
 
 /* What a call needs while it runs. */
 typedef struct {
-    float *first, *second, *rows, *normalised, *gates, *step, *hidden, *cell, *scale;
+    float *first, *second, *rows, *normalised, *gates, *hidden, *cell, *scale;
     uint8_t *bytes;
 } Room;
 
@@ -94,7 +94,7 @@ typedef void Encode(const Weights *, const Sizes *, Room *, const float *, const
 #undef FLOAT_ROWS
 
 #define LANES 16
-#define INT_ROWS 4
+#define INT_ROWS 6
 #define FLOAT_ROWS 4
 #define NAME(x) x##_avx512vnni
 #pragma GCC push_options
@@ -205,9 +205,8 @@ static void *make_room(const Sizes *s, const Weights *w, Room *room) {
     size_t second = reserve(&bytes, s->streams * (CACHED + inputs / 2) * s->channels, f);
     size_t all = reserve(&bytes, (s->lookahead * s->streams + rows) * s->width, f);
     size_t normalised = reserve(&bytes, rows * s->width, f), gates = reserve(&bytes, rows * widest, f);
-    size_t step = reserve(&bytes, s->streams * 4 * s->width, f), hidden = reserve(&bytes, s->streams * s->width, f);
-    size_t cell = reserve(&bytes, s->streams * s->width, f), scale = reserve(&bytes, rows, f);
-    size_t quantised = reserve(&bytes, rows * s->width, 1);
+    size_t hidden = reserve(&bytes, s->streams * s->width, f), cell = reserve(&bytes, s->streams * s->width, f);
+    size_t scale = reserve(&bytes, rows, f), quantised = reserve(&bytes, rows * s->width, 1);
     char *memory = aligned_alloc(ALIGNMENT, bytes);
     if (memory)
         *room = (Room){
@@ -216,7 +215,6 @@ static void *make_room(const Sizes *s, const Weights *w, Room *room) {
             .rows = (float *)(memory + all),
             .normalised = (float *)(memory + normalised),
             .gates = (float *)(memory + gates),
-            .step = (float *)(memory + step),
             .hidden = (float *)(memory + hidden),
             .cell = (float *)(memory + cell),
             .scale = (float *)(memory + scale),

@@ -56,7 +56,8 @@ static ALWAYS_INLINE void NAME(int_tile)(int rows, const uint8_t *x, const float
         }
 }
 
-/* out = x @ weights * scales + add; x: bytes around ZERO, shape = (rows, inputs); add: rows of `add_stride` or, if 0, one. */
+/* out = x @ weights * scales + add; x: bytes around ZERO, shape = (rows, inputs); add: rows, or one
+ * if `add_stride` is 0; it may be `out`. */
 static void NAME(product)(const uint8_t *x, const float *scale, int64_t rows, const Matrix *m, const float *add,
                           int64_t add_stride, float *out) {
     for (int64_t panel = 0; panel < m->outputs / INT_PANEL; panel++) {
@@ -191,11 +192,11 @@ static void NAME(recur)(const Block *block, const Sizes *s, Room *room, float *x
     NAME(quantise)(room->normalised, rows, width, room->bytes, room->scale);
     NAME(product)(room->bytes, room->scale, rows, &block->input, block->bias, 0, room->gates);
     for (int64_t t = 0; t < s->frames; t++) {
-        const float *from_input = room->gates + t * s->streams * gates;
+        float *now = room->gates + t * s->streams * gates;
         NAME(quantise)(hidden, s->streams, width, room->bytes, room->scale);
-        NAME(product)(room->bytes, room->scale, s->streams, &block->recurrent, from_input, gates, room->step);
+        NAME(product)(room->bytes, room->scale, s->streams, &block->recurrent, now, gates, now);
         for (int64_t b = 0; b < s->streams; b++)
-            NAME(cells)(room->step + b * gates, width, cell + b * width, hidden + b * width,
+            NAME(cells)(now + b * gates, width, cell + b * width, hidden + b * width,
                         x + (t * s->streams + b) * width);
     }
 }
