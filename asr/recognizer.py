@@ -207,7 +207,7 @@ class Stream:
         self._samples = 0  # at the model's rate
         self._pieces = 0  # of emissions, decoded
         self._partials = partials
-        self._whole = False  # whether they end with a chunk
+        self._whole = False  # whether the last samples completed a chunk
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
 
@@ -245,7 +245,7 @@ class Stream:
             raise ASRError("this stream is finished and takes no more samples; begin another with Recognizer.stream()")
         if np.size(samples) == 0:
             return []
-        pieces = self._pieces
+        pieces, self._whole = self._pieces, False
         finals = yield from self._advance(self._resampler.step(as_mono_float32(samples)))
         if self._pieces == pieces or not self._partials:
             return finals
@@ -300,7 +300,7 @@ class Stream:
         for features in self._front.step(samples, last, self._at_once):
             for emissions, whole in self._front.emissions(*(yield features, self._front.state)):
                 self._pieces += 1
-                self._whole = whole
+                self._whole |= whole
                 if whole:
                     finals += self._segmenter.step(emissions)
                 else:

@@ -72,6 +72,14 @@ def test_every_chunk_size_hears_the_same_and_a_word_shows_before_it_is_committed
     assert len(table(rows).splitlines()) == 4
 
 
+def test_words_show_soon_whatever_the_size_of_the_chunks() -> None:
+    """Of 160 ms too, which never end where a chunk of the encoder does."""
+    rows = measure(load(), CLIPS[:2], (40, 80, 100, 160, 320))
+    for row in rows:
+        assert row.shown_delay
+        assert row.shown_delay[1] < 0.5 + row.chunk_ms / 1000
+
+
 def test_the_speech_gate_may_be_measured_too(recognizer: Recognizer) -> None:
     gated = Recognizer(recognizer.model, recognizer.decoder, recognizer.rules, GateRules())
     (row,) = measure(gated, CLIPS[2:3], (160,))
