@@ -1,11 +1,8 @@
-"""Cost of the encoder by how many streams, or how many frames, one call takes: one core.
+"""Cost of the encoder by how many streams, or how many chunks, one call takes, compiled and in ONNX Runtime: one core.
 
     python -m benchmarks.batch [--model M] [--json OUT] [--markdown OUT]
 
-Says whether the pieces of a long recording should go through the encoder together. For the first bundled model they
-should not: of 0.015 of real time the int8 encoder takes 0.003, eight streams a call make that 0.002, and the search,
-which is most of the rest, takes one stream at a time. Longer calls gain no more and give other words than the stream,
-because dynamic int8 takes one range of numbers for a whole call.
+One stream of one chunk is a live stream, one stream of many chunks a recording, many streams of one chunk a server.
 """
 
 import time
@@ -13,22 +10,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asr.encoder_kernel import encoder_kernel
 from asr.recognizer import find_model
-from asr.runtime import GRAPH_FILES, Model
+from asr.runtime import GRAPH_FILES, Graph, Model, ModelConfig
+from asr.tokenizer import Tokenizer
 from benchmarks.common import Table, guarded, parser, publish
 
-SHAPES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (1, 4), (1, 16), (8, 16))  # streams, chunks of a call
+SHAPES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (64, 1), (1, 4), (1, 16), (1, 64))  # streams, chunks
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """Processor seconds per second of audio, all streams of the batch together."""
+    """Processor time of a call, and of an hour of audio, all streams of the batch together."""
 
-    precision: str
+    encoder: str
     streams: int
     chunks: int
-    rtf: float
+    call_ms: float
+    hour_seconds: float
 
 
 def main() -> None:
@@ -39,17 +39,25 @@ def main() -> None:
     )
     args = options.parse_args()
     directory = find_model(args.model)
+    config, tokenizer = ModelConfig.load(directory), Tokenizer.load(directory)
     rows = []
-    table = Table("precision", "streams", "chunks", "share of real time")
-    for precision in (name for name, file in GRAPH_FILES.items() if (directory / file).is_file()):
-        model = Model.load(directory, precision=precision)
-        for streams, chunks in SHAPES:
-            rows.append(Row(precision, streams, chunks, measure(model, streams, chunks, args.seconds)))
-            table.add(precision, streams, chunks, rows[-1].rtf)
+    table = Table("encoder", "streams", "chunks", "ms a call", "s an audio hour")
+    for precision, file in GRAPH_FILES.items():
+        if not (directory / file).is_file():
+            continue
+        graph = directory / file
+        for name, encoder in (("compiled", encoder_kernel(graph)), ("ONNX Runtime", Graph(graph))):
+            if not encoder:
+                continue
+            model = Model(config, tokenizer, encoder, directory)
+            for streams, chunks in SHAPES:
+                row = measure(f"{precision}, {name}", model, streams, chunks, args.seconds)
+                rows.append(row)
+                table.add(row.encoder, streams, chunks, row.call_ms, row.hour_seconds)
     publish(args, "batch", rows, table)
 
 
-def measure(model: Model, streams: int, chunks: int, audio_seconds: float) -> float:
+def measure(name: str, model: Model, streams: int, chunks: int, audio_seconds: float) -> Row:
     """The best of a few repetitions, which is that with the least disturbance."""
     features = model.config.features
     frames = chunks * model.config.chunk_frames
@@ -63,8 +71,8 @@ def measure(model: Model, streams: int, chunks: int, audio_seconds: float) -> fl
         began = time.process_time()
         for _ in range(calls):
             model.step(x, state)
-        times.append((time.process_time() - began) / (calls * seconds))
-    return min(times)
+        times.append((time.process_time() - began) / calls)
+    return Row(name, streams, chunks, 1e3 * min(times), 3600 * min(times) / seconds)
 
 
 if __name__ == "__main__":
