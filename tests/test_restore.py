@@ -10,6 +10,7 @@ import torch
 
 from asr.cli import main
 from asr.encoder import Encoder, EncoderConfig
+from asr.decoding.lm import NgramModel
 from asr.errors import ASRError
 from asr.features import FeatureConfig
 from asr.runtime import GRAPH_FILES, ModelConfig
@@ -129,11 +130,12 @@ def test_an_adapted_model_keeps_language_model_and_decoder_settings(
     given, run, adapted = tmp_path / "given", tmp_path / "run", tmp_path / "adapted"
     extra: dict[str, Any] = {"decoder": {"lm_weight": 0.7}, "times": {"start": 0.1}, "chunk_frames": 32}
     export_model(encoder_of(SHAPES[3]), Tokenizer(), FeatureConfig(), given, name="given", **extra)
-    (given / "lm.bin").write_bytes(b"words")
+    with open(DATA / "lm" / "clips.arpa", encoding="utf-8") as file:
+        NgramModel.read_arpa(file).save(given / "lm.bin")
     run.mkdir()
     checkpoint.save(restore(given), run / "last.pt")
     assert main(["export", str(run), str(adapted), "--like", str(given), "--name", "mine", "--delay", "0.1"]) == 0
-    assert (adapted / "lm.bin").read_bytes() == b"words"
+    assert (adapted / "lm.bin").read_bytes() == (given / "lm.bin").read_bytes()
     config = ModelConfig.load(adapted)
     assert (config.name, config.decoder, config.chunk_frames) == ("mine", {"lm_weight": 0.7}, 32)
     assert config.times == {"start": 0.1}

@@ -32,9 +32,9 @@ ALLOWED = ["microphone", "clipboard-read", "clipboard-write"]
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`asr serve` at a free port, and the address of its page."""
-    command = [sys.executable, str(ROOT / "run_asr.py"), "serve", "--port", "0"]
+    command = [sys.executable, str(ROOT / "run_asr.py"), "serve", "--port", "0", *options]
     with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         address = re.match(r"serving at (\S+)", process.stderr.readline())
@@ -238,7 +238,8 @@ def test_a_microphone_that_is_not_allowed(browser: Browser, server: str) -> None
 
 
 def test_a_token_is_asked_for_and_a_lost_server_is_told(browser: Browser) -> None:
-    with serving(ASR_TOKEN="s3cret") as (process, address), visit(browser, address) as page:
+    alone = ("--workers", "1")  # which nobody outlives to say goodbye
+    with serving(*alone, ASR_TOKEN="s3cret") as (process, address), visit(browser, address) as page:
         page.get_by_role("button", name="Speak").click()
         expect(page.get_by_role("alert")).to_contain_text("If it wants a token", timeout=PATIENCE)
         page.get_by_label("Open a recording").set_input_files(RECORDING)
