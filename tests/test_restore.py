@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from asr.cli import main
-from asr.encoder import Encoder, EncoderConfig
 from asr.decoding.lm import NgramModel
+from asr.encoder import Encoder, EncoderConfig
 from asr.errors import ASRError
 from asr.features import FeatureConfig
 from asr.runtime import GRAPH_FILES, ModelConfig
