@@ -386,10 +386,11 @@ def load(
 ) -> Recognizer:
     """A recogniser from a bundled model's name or a model directory.
 
-    decoder: "beam", "greedy", or "auto": beam where the model has a language model. threads: of one stream's encoder.
-    precision: "int8", "fp32", or "auto", which prefers int8. rules: when hypotheses become final. hotwords: for all
-    streams that name none of their own, as `Recognizer.hotwords` takes them; with them "auto" is beam. Raises ASRError
-    where there is no such model or it cannot be read.
+    decoder: "beam", "greedy", or "auto": beam where the model has a language model. threads: of one stream's encoder
+    where ONNX Runtime computes it; the compiled kernel takes one. precision: "int8", "fp32", or "auto", which prefers
+    int8. rules: when hypotheses become final. hotwords: for all streams that name none of their own, as
+    `Recognizer.hotwords` takes them; with them "auto" is beam. Raises ASRError where there is no such model or it
+    cannot be read.
     """
     if decoder not in DECODERS:
         raise ASRError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
