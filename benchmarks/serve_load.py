@@ -41,6 +41,7 @@ RATE = SAMPLE_RATE
 SPEECH_SECONDS = 300.0  # of which streams send parts
 SLOT = 0.005  # seconds; all messages that are due in a slot are sent at its end
 SPREAD = 2.0  # seconds in which the streams of a step begin
+NEAR = 0.5  # seconds between the starts of a word in an early and in the final hypothesis, at most, to be the same one
 PATIENCE = 5.0  # seconds for the last words
 START = json.dumps({"type": "start", "sample_rate": RATE}).encode()
 FINISH = b'{"type": "finish"}'
@@ -292,23 +293,26 @@ class _Heard:
 def _heard(came: list[tuple[float, bytes]], start: float, chunk: float, seconds: float) -> _Heard:
     """Reads the events of a stream whose audio began at a moment."""
     heard = _Heard([], [], seconds, True)
-    shown: list[tuple[float, list[str]]] = []  # texts of the open segment, with the moments at which they came
-    for moment, payload in came:
+    shown: list[tuple[float, list[dict[str, Any]]]] = []  # words of the open segment, with when they came
+    for came_at, payload in came:
         event: dict[str, Any] = json.loads(payload)
-        now = moment - start
+        now = came_at - start
         if event["type"] == "done":
             heard.lost, heard.failed = round(seconds - event["seconds"], 3), False
         elif event["type"] in ("partial", "final"):
             if event["heard"] < seconds:
                 sent = -(-round(event["heard"] / chunk, 3) // 1) * chunk  # when the chunk of that second was complete
                 heard.chunks.append(max(0.0, now - sent))
-            shown.append((now, event["text"].split()))
+            shown.append((now, event["words"]))
         if event["type"] == "final":
-            for i, word in enumerate(event["words"]):
-                first = next(moment for moment, texts in shown if texts[i : i + 1] == [word["text"]])
-                heard.words.append(first - word["end"])
+            for word in event["words"]:
+                heard.words.append(next(at for at, words in shown if _among(word, words)) - word["end"])
             shown.clear()
     return heard
+
+
+def _among(word: dict[str, Any], words: list[dict[str, Any]]) -> bool:
+    return any(word["text"] == one["text"] and abs(word["start"] - one["start"]) <= NEAR for one in words)
 
 
 def _quantile(values: list[float], share: float) -> float:
