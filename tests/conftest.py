@@ -38,8 +38,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder.output.weight.mul_(8.0)
         encoder.output.bias[:2] += torch.tensor([4.0, 1.0])  # blanks, then spaces, are what it says most
         for i, block in enumerate(encoder.blocks):  # the exporter would make one tensor of equal ones
-            block.norm.weight.add_(1e-4 * (i + 1))
-            block.norm.bias.add_(1e-4 * (i + 1))
+            for parameter in block.norm.parameters():
+                parameter.add_(1e-4 * (i + 1))
     directory = tmp_path_factory.mktemp("models") / "tiny"
     export_model(encoder, Tokenizer(), FeatureConfig(), directory, name="tiny")
     return directory

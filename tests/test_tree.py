@@ -34,11 +34,9 @@ def sources(directory: Path) -> tuple[NgramModel, Lexicon]:
 
 
 def same(a: LetterTree, b: LetterTree) -> bool:
-    return (
-        a.count.dtype == b.count.dtype
-        and np.array_equal(a.best, b.best)
-        and all(np.array_equal(x, y) for x, y in zip(a.tables, b.tables, strict=True))
-    )
+    one: tuple[np.ndarray, ...] = (a.best, *a.tables)
+    other: tuple[np.ndarray, ...] = (b.best, *b.tables)
+    return a.count.dtype == b.count.dtype and all(map(np.array_equal, one, other))
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=20), st.booleans())
