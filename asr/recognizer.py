@@ -218,6 +218,12 @@ class Stream:
             return 1
         return max(1, int(self._front.wanted * self.sample_rate / self._model.config.features.sample_rate))
 
+    @property
+    def piece(self) -> int:
+        """Samples of the pieces in which the encoder takes them, or a multiple of it."""
+        config = self._model.config.features
+        return round(self._model.piece_frames * config.hop * self.sample_rate / config.sample_rate)
+
     def set_hotwords(self, hotwords: Wanted | Hotwords | None) -> None:
         """Listens for these hot-words, as `Recognizer.stream` takes them, in place of any others.
 

@@ -21,6 +21,7 @@ from asr.segmenter import Hypothesis, LogProbs
 from asr.server.metrics import Metrics
 
 MOST_IN_BATCH = 64  # streams; more would be no faster each, and would wait longer for the first result
+MOST_AT_EASE = 8  # streams that wait while the thread is not behind
 REPORT_SECONDS = 0.01  # for which reports gather, so that the event loop is woken once for many
 
 Report = Callable[[list[Hypothesis], Exception | None], None]
@@ -40,6 +41,7 @@ class Engine:
         self._tasks: deque[_Task] = deque()
         self._over: list[_Task] = []  # to be reported
         self._reported = 0.0  # when
+        self._waiting = 0  # tasks that are begun
         self._closed = False
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -50,6 +52,11 @@ class Engine:
         with self._change:
             self._tasks.append(_Task(steps, report))
             self._change.notify()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so many streams wait that larger pieces, which cost less, serve all of them better."""
+        return self._waiting + len(self._tasks) > MOST_AT_EASE
 
     def close(self) -> None:
         """Ends the thread after the steps already given."""
@@ -69,6 +76,7 @@ class Engine:
                     return
             ready.extend(task for task in arrived if self._has_chunk(task, None))
             batch = _taken(ready)
+            self._waiting = len(batch) + len(ready)
             if batch:
                 results = zip(batch, self._encode(batch), strict=True)
                 ready.extend(task for task, result in results if self._has_chunk(task, result))

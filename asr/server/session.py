@@ -127,13 +127,17 @@ class Session:
 
     def _start(self) -> None:
         """Gives the engine its next piece of work, if it has none of this stream and there is some."""
-        if self._working or self._over or not (self._finishing or self._held_samples >= self.stream.wanted):
+        if self._working or self._over or not (self._finishing or self._held_samples >= self._enough()):
             return
         self._working = True
         since = self._sufficed()
         samples = self._next_samples()
         steps: Steps = self.stream.finishing() if samples is None else self.stream.accepting(samples)
         self._engine.submit(steps, partial(self._done, 0 if samples is None else len(samples), since))
+
+    def _enough(self) -> int:
+        """Samples for which the engine is called."""
+        return self.stream.wanted + (self.stream.piece if self._engine.is_behind else 0)
 
     def _sufficed(self) -> Seconds:
         """When enough of the samples held had come for something to be decoded."""

@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from asr.errors import ASRError
 from asr.recognizer import Recognizer
-from asr.server.app import Listening, Place, Server, listen
+from asr.server.app import Listening, Place, Server, listen, settle
 from asr.server.census import Census
 from asr.server.metrics import SHARED
 
@@ -199,6 +199,7 @@ async def _work(recognizer: Recognizer, place: Place, control: socket.socket, ce
     control.setblocking(False)
     loop.add_reader(control, listen)
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    settle()
     control.sendall(READY)
     await stopping.wait()
     await server.stop()
