@@ -1,5 +1,6 @@
 """Training: it learns, a run that was killed goes on exactly, and two processes make one run."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -403,9 +404,10 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
 
 def test_a_run_leaves_no_file_and_no_process_open(tmp_path: Path) -> None:
     train(tiny(steps=1), DATA, tmp_path / "first", workers=1)
+    gc.collect()  # closes what tests before this one have left
     before = len(os.listdir("/proc/self/fd"))
     assert train(tiny(steps=9), DATA, tmp_path / "second", workers=1).epoch == 2
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert not multiprocessing.active_children()
 
 
