@@ -53,7 +53,7 @@ def test_the_share_is_that_of_the_hypotheses_that_have_the_word_there(seed: int,
     best = decoder.best(state)[0]
     if not words_of(best):
         return
-    odds = judge.evidence(decoder, state, log_probs, best, final=True)["share"]
+    odds = judge.evidence(decoder, state, log_probs, best, True, decoder.words(best.tokens))["share"]
     for (text, first, last), found in zip(words_of(best), odds.tolist(), strict=True):
         share = sum(
             weight
@@ -110,7 +110,8 @@ def test_words_are_looked_up_when_rivals_are_still_alive() -> None:
         state, heard = decoder.step(part, state), heard + len(part)
         judge.observe(decoder, state, heard)
     log_probs = np.concatenate([doubt, clear])
-    share = judge.evidence(decoder, state, log_probs, decoder.best(state)[0], final=True)["share"]
+    best = decoder.best(state)[0]
+    share = judge.evidence(decoder, state, log_probs, best, True, decoder.words(best.tokens))["share"]
     assert heard > EVERY + AGE
     assert abs(share[0]) < 0.5  # about even: a or b
     assert share[1:-1].min() > 3
@@ -122,7 +123,8 @@ def test_without_a_calibration_it_is_the_geometric_mean() -> None:
     judge = Judge(["<blank>", BOUNDARY, "'"], None)
     state = decoder.step(log_probs, decoder.start())
     path = decoder.best(state)[0]
-    assert judge.confidences(decoder, state, log_probs, path, final=True) == pytest.approx([0.9])
+    spans = decoder.words(path.tokens)
+    assert judge.confidences(decoder, state, log_probs, path, True, spans) == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize(

@@ -133,14 +133,13 @@ class Judge:
         log_probs: NDArray[np.float32],
         path: Path,
         final: bool,
-        spans: Sequence[Span] | None = None,
+        spans: Sequence[Span],
     ) -> list[float]:
         """One for each of the path's words.
 
         log_probs: all emissions of the segment, shape = (emissions, vocabulary). final: the words said last are looked
-        up as well; otherwise what is not known of them counts as average. spans: the words, where they are known.
+        up as well; otherwise what is not known of them counts as average. spans: the words, as the decoder reads them.
         """
-        spans = decoder.words(path.tokens) if spans is None else spans
         if not spans:
             return []
         if self._calibration is None:
@@ -156,10 +155,9 @@ class Judge:
         log_probs: NDArray[np.float32],
         path: Path,
         final: bool,
-        spans: Sequence[Span] | None = None,
+        spans: Sequence[Span],
     ) -> dict[str, Values]:
         """Every kind of evidence for the path's words, shape = (words,) each; at least one word."""
-        spans = decoder.words(path.tokens) if spans is None else spans
         known = acoustic_evidence(log_probs, path, spans, self._boundary)
         known["language around"] = _around(known["language"])
         if self._watches:

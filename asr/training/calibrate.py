@@ -104,7 +104,7 @@ class _Witness(Judge):
         log_probs: NDArray[np.float32],
         path: TokenPath,
         final: bool,
-        spans: Sequence[Span] | None = None,
+        spans: Sequence[Span],
     ) -> list[float]:
         evidence = self.evidence(decoder, state, log_probs, path, final, spans)
         self.seen = np.stack([evidence[name] for name in EVIDENCE], axis=1)
