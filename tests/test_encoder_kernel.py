@@ -1,9 +1,7 @@
 """The compiled encoder against its graph: the same numbers, whatever the batch, the cutting or the processor."""
 
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +16,17 @@ from asr.features import Frames, log_mel
 from asr.graph_file import read_constants
 from asr.recognizer import find_model
 from asr.runtime import GRAPH_FILES, Graph, Model
+from tests.building import ROOT, build
 
-ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
 CLIPS = sorted(path for path in DATA.iterdir() if path.suffix in (".flac", ".ogg"))
-TIME_LIMIT = 300  # seconds
 FRAMES = 4 * 60  # of each clip that is used, where not the whole of it is
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The kernel can be built from this checkout wherever a compiler is."""
-    folder = tmp_path_factory.mktemp("build")
-    build = ["setup.py", "build_ext", "--build-lib", str(folder), "--build-temp", str(folder)]
-    subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True, timeout=TIME_LIMIT)
-    built = list(folder.glob(f"asr/_encoder_kernel*{sysconfig.get_config_var('EXT_SUFFIX')}"))
-    has_compiler = shutil.which("cc") and Path(sysconfig.get_path("include"), "Python.h").exists()
-    assert built or not has_compiler
+    built = build(tmp_path_factory.mktemp("build"), "asr/_encoder_kernel")
     assert bool(paths()) >= bool(built), "build the kernel in place: python setup.py build_ext --inplace"
 
 

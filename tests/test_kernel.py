@@ -2,10 +2,6 @@
 
 import importlib.util
 import itertools
-import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from math import inf
@@ -27,10 +23,9 @@ from asr.runtime import LANGUAGE_MODEL_FILE
 from asr.tokenizer import BOUNDARY
 from asr.training.manifest import Utterance
 from asr.training.tune import record
+from tests.building import build
 
-ROOT = Path(__file__).parents[1]
-CLIP = ROOT / "tests" / "data" / "1462-170138-0007.ogg"
-TIME_LIMIT = 300  # seconds
+CLIP = Path(__file__).parent / "data" / "1462-170138-0007.ogg"
 CHARACTERS = ["<blank>", BOUNDARY, "a", "b", "c"]
 PIECES = ["<blank>", f"{BOUNDARY}a", "b", f"{BOUNDARY}ba", BOUNDARY, "ab", "c"]
 LEXICON = Lexicon([("a", "a"), ("ab", "a"), ("b", "b"), ("ba", "ab"), ("bab", "ab"), ("bb", "bb"), ("oh", "cb")])
@@ -52,16 +47,11 @@ configs = st.builds(
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The kernel compiled from this checkout, which must succeed wherever a compiler is; without one all is NumPy."""
-    folder = tmp_path_factory.mktemp("build")
-    build = ["setup.py", "build_ext", "--build-lib", str(folder), "--build-temp", str(folder)]
-    subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True, timeout=TIME_LIMIT)
-    built = list(folder.glob(f"asr/decoding/_kernel*{sysconfig.get_config_var('EXT_SUFFIX')}"))
-    has_compiler = shutil.which("cc") and Path(sysconfig.get_path("include"), "Python.h").exists()
-    assert built or not has_compiler
+    built = build(tmp_path_factory.mktemp("build"), "asr/decoding/_kernel")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(kernel.SWITCH, raising=False)
         if built:
-            spec = importlib.util.spec_from_file_location("asr.decoding._kernel", built[0])
+            spec = importlib.util.spec_from_file_location("asr.decoding._kernel", built)
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
