@@ -1,5 +1,6 @@
 """Augmentation: each change has the size that was asked for, and none is made where none was asked for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.features import FeatureConfig, Samples, log_mel
-from asr.training.augment import add_noise, augmented_frames, mask, perturb_speed
+from asr.training.augment import add_noise, augmented_frames, equalize, mask, perturb_speed
 from asr.training.config import AugmentConfig
 
 DATA = Path(__file__).parent / "data"
@@ -19,6 +20,13 @@ NOTHING = AugmentConfig(0, 0, 0, 0, (0, 0), 0, 0, 0, 0, 0)
 SPEECH: Samples = soundfile.read(DATA / "26-495-0007.flac", dtype="float32")[0]
 SEEDS = st.integers(0, 2**32)
 FEW = settings(max_examples=20, deadline=None)
+
+
+def last_of(rng: np.random.Generator) -> np.random.Generator:
+    """The generator after the draws that every augmentation makes: whether there is noise, and the warp."""
+    rng.random()
+    rng.uniform()
+    return rng
 
 
 def power(samples: Samples) -> float:
@@ -107,6 +115,24 @@ def test_silence_at_the_edges_stays_within_its_limit(seed: int) -> None:
     config = AugmentConfig(0, 0, 0, 0, (0, 0), 0.5, 0, 0, 0, 0)
     added = len(augmented_frames(SPEECH, FEATURES, config, np.random.default_rng(seed))) - len(log_mel(SPEECH))
     assert 0 <= added <= 100
+
+
+@given(st.floats(0.5, 20), SEEDS)
+@FEW
+def test_the_equalizer_colours_all_frames_alike_smoothly_and_within_its_limit(most_db: float, seed: int) -> None:
+    frames = log_mel(SPEECH)
+    coloured = equalize(frames, most_db, np.random.default_rng(seed))
+    decibels = (coloured - frames) * 10 / np.log(10)
+    assert np.abs(decibels).max() <= most_db * 1.001
+    assert decibels.std(axis=0).max() < 1e-4 * most_db
+    assert decibels[0].std() > 0
+    assert np.abs(np.diff(decibels[0])).max() <= 2 * most_db * 4 / 79 * 1.001  # four lines over 80 bands
+
+
+def test_the_equalizer_is_part_of_the_augmentation() -> None:
+    config = replace(NOTHING, equalizer_db=6.0)
+    coloured = augmented_frames(SPEECH, FEATURES, config, np.random.default_rng(5))
+    assert np.array_equal(coloured, equalize(log_mel(SPEECH), 6.0, last_of(np.random.default_rng(5))))
 
 
 def test_warping_moves_formants_and_keeps_the_length() -> None:

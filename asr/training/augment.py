@@ -9,6 +9,7 @@ from asr.features import FeatureConfig, Frames, LogMel, Samples
 from asr.training.config import AugmentConfig
 
 WARP_STEP = 0.02  # mel filters are made once per step of the warp
+EQUALIZER_KNOTS = 5
 MASKED_FRAMES = 1_000  # frames, 10 s at a hop of 10 ms, that `time_masks` counts for
 
 
@@ -26,7 +27,8 @@ def augmented_frames(
     if config.gain_db:
         samples = samples * np.float32(10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20))
     warp = 1 + WARP_STEP * round(rng.uniform(-config.warp, config.warp) / WARP_STEP)
-    return LogMel(features, warp)(samples)
+    frames = LogMel(features, warp)(samples)
+    return equalize(frames, config.equalizer_db, rng) if config.equalizer_db else frames
 
 
 def perturb_speed(samples: Samples, sample_rate: int, factor: float) -> Samples:
@@ -43,6 +45,16 @@ def add_noise(samples: Samples, snr_db: float, rng: np.random.Generator) -> Samp
     noise = np.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
     power = float(np.mean(samples**2)) / max(float(np.mean(noise**2)), 1e-20)
     return samples + noise * np.float32((power / 10 ** (snr_db / 10)) ** 0.5)
+
+
+def equalize(frames: Frames, most_db: float, rng: np.random.Generator) -> Frames:
+    """Colours the sound as another microphone or voice would: gains within +- `most_db` at a few bands, lines between.
+
+    After FilterAugment (Nam et al., 2022), its linear kind.
+    """
+    bands, knots = np.arange(frames.shape[1]), np.linspace(0, frames.shape[1] - 1, EQUALIZER_KNOTS)
+    gains = np.interp(bands, knots, rng.uniform(-most_db, most_db, EQUALIZER_KNOTS))
+    return frames + (gains * math.log(10) / 10).astype(np.float32)
 
 
 def mask(frames: Frames, config: AugmentConfig, fill: Frames, rng: np.random.Generator) -> Frames:

@@ -53,9 +53,18 @@ class AugmentConfig:
     time_mask_frames: int = 20
     band_masks: int = 2
     band_mask_width: int = 18
+    equalizer_db: float = 0.0  # gains of single bands within +- equalizer_db, smooth over the others
 
     def __post_init__(self) -> None:
-        for name in ("gain_db", "edge_seconds", "time_masks", "time_mask_frames", "band_masks", "band_mask_width"):
+        for name in (
+            "gain_db",
+            "equalizer_db",
+            "edge_seconds",
+            "time_masks",
+            "time_mask_frames",
+            "band_masks",
+            "band_mask_width",
+        ):
             _require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "0 or more")
         for name in ("speed", "warp"):
             _require(0 <= getattr(self, name) <= 0.5, f"augment.{name}", getattr(self, name), "from 0 to 0.5")
