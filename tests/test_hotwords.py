@@ -186,9 +186,11 @@ def test_phrases_as_they_are_written(wanted: Any, found: dict[str, float | None]
     assert phrases(wanted) == found
 
 
-def test_phrases_of_a_file_are_its_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_phrases_of_a_file_are_its_lines(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
-    path.write_text("# names\n\nNuffield, Lord=9\ngeneral relativity\n", encoding="utf-8")
+    text = "# names\n\nNuffield, Lord=9\ngeneral relativity\n"
+    path.write_text(text, encoding=encoding)
     assert phrases(f"@{path}") == {"nuffield lord": 9.0, "general relativity": None}
 
 
@@ -212,6 +214,32 @@ def test_phrases_that_are_none_are_named(
     errors = capsys.readouterr().err
     assert sentence in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        (5, "the hot-words are 5"),
+        ([5], "the hot-word 5 is no text"),
+        (b"Nuffield", "the hot-word 78 is no text"),
+        ({"Nuffield": "8"}, "a boost of '8'"),
+        ({None: 8}, "the hot-word None is no text"),
+        (["drew " * 201], "begins with 'drew drew drew drew ' has 1004 letters; it may have 1000"),
+    ],
+)
+def test_what_is_no_text_or_too_long_is_named(wanted: Any, sentence: str) -> None:
+    with pytest.raises(ASRError, match=sentence):
+        phrases(wanted)
+
+
+@given(st.text(max_size=30))
+def test_any_text_gives_phrases_or_a_sentence(text: str) -> None:
+    try:
+        found = phrases([text])
+    except ASRError:
+        return
+    assert len(found) == 1
+    assert phrases(found) == found
 
 
 @given(st.integers(0, 10**6), lists)

@@ -249,19 +249,73 @@ def test_a_file_cut_short_is_one_sentence(tmp_path: Path) -> None:
         NgramModel.load(path)
 
 
+SMALL = r"""\data\
+ngram 1=4
+ngram 2=2
+
+\1-grams:
+-1 <unk>
+-99 <s> -0.3
+-0.5 </s>
+-0.7 a -0.2
+
+\2-grams:
+-0.4 <s> a
+-0.2 a </s>
+
+\end\
+"""
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("old", "new"),
     [
-        "",
-        "hello",
-        "\\data\\\nngram 1=2\n\n\\1-grams:\n-1 a\n",
-        "\\data\\\nngram 1=x\n",
-        "\\data\\\nngram 1=1\n\n\\1-grams:\nx a\n",
+        ("", "made by somebody\nngram or other\n\n"),
+        ("\n", "\r\n"),
+        ("\n", " \n\n\n"),
+        (" a", "\ta"),
+        ("ngram 2=2", "ngram  2 = 2"),
+        ("<unk>", "<UNK>"),
+        ("-99", "-inf"),
+        ("ngram 2=2", "ngram 2=2\nngram 3=0"),
     ],
 )
-def test_a_broken_arpa_file_is_one_sentence(text: str) -> None:
-    with pytest.raises(ASRError):
-        NgramModel.read_arpa(io.StringIO(text))
+def test_arpa_files_differ_in_their_manners(old: str, new: str) -> None:
+    text = SMALL.replace(old, new) if old else new + SMALL
+    if "3=0" in text:
+        text = text.replace("\\end", "\\3-grams:\n\n\\end")
+    plain, model = (NgramModel.read_arpa(io.StringIO(text, newline=None)) for text in (SMALL, text))
+    sentences = [model.ids(words) for words in (["a"], ["a", "a", "b"], [])]
+    assert model.words == plain.words
+    for expected, found in zip(plain.log_probs(sentences), model.log_probs(sentences), strict=True):
+        assert np.array_equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (SMALL, "", "no line"),
+        (SMALL, "hello", "no line"),
+        (SMALL, "\\data\\\n\\end\\\n", "no numbers of n-grams"),
+        ("ngram 1=4", "ngram 1=x", "where a number belongs"),
+        ("ngram 1=4", "ngram 1=3", "does not hold 3 1-grams and then"),
+        ("ngram 1=4", "ngram 1=5", "does not hold 5 1-grams and then"),
+        ("ngram 2=2", "ngram 2=1", "does not hold 1 2-grams and then"),
+        ("ngram 2=2", "ngram 2=-2", "has 'ngram 2=-2'"),
+        ("ngram 2=2", "ngram 3=2", "has 'ngram 3=2'"),
+        ("\\2-grams:", "\\3-grams:", "does not hold 4 1-grams and then"),
+        ("\\end\\", "", "does not hold 2 2-grams and then"),
+        ("-0.4 <s> a", "x <s> a", "where a number belongs"),
+        ("-0.4 <s> a", "nan <s> a", "where a number belongs: nan"),
+        ("-0.7 a -0.2", "-0.7 a inf", "where a number belongs: nan or inf"),
+        ("-0.4 <s> a", "-0.4 a </s>", "lists 'a </s>' twice"),
+        ("-0.5 </s>", "-0.5 a", "lists 'a' twice"),
+        ("-0.4 <s> a", "-0.4 <s> b", "has 'b' in 2-grams"),
+    ],
+)
+def test_a_broken_arpa_file_is_one_sentence(old: str, new: str, sentence: str) -> None:
+    with pytest.raises(ASRError, match=sentence):
+        NgramModel.read_arpa(io.StringIO(SMALL.replace(old, new)))
 
 
 def test_the_command_line_trains_converts_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,3 +333,10 @@ def test_the_command_line_trains_converts_and_measures(tmp_path: Path, capsys: p
     assert main(["lm", "train", clips, "--out", model, "--order", "0"]) == 2
     assert main(["lm", "train", str(tmp_path / "nothing.txt"), "--out", model]) == 1
     assert "nothing.txt" in capsys.readouterr().err
+    foreign, latin = tmp_path / "foreign.txt", tmp_path / "latin.arpa"
+    foreign.write_text("zzz\n")
+    latin.write_bytes(b"\\data\\\n\xf6\n")
+    assert main(["lm", "perplexity", model, str(foreign)]) == 1
+    assert "no word that the language model knows" in capsys.readouterr().err
+    assert main(["lm", "convert", str(latin), model]) == 1
+    assert "is not UTF-8 text" in capsys.readouterr().err

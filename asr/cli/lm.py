@@ -119,7 +119,7 @@ def _read(path: Path) -> "NgramModel":
 
     if path.suffix != ARPA:
         return NgramModel.load(path)
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         return NgramModel.read_arpa(file)
 
 

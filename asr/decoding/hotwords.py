@@ -11,6 +11,7 @@ biasing" (Interspeech 2019).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ SPACE = b"\0"  # between the words of a spelled phrase
 ELSEWHERE, BEGIN = 0, 1  # nodes: inside a word that matches nothing; where a word begins
 AT_SPACE, NO_CODE = 0, -1  # codes: of the space; in place of a letter that a token does not have
 MOST_BOOST = 1000.0  # nats
+MOST_LETTERS = 1000  # of a phrase
 FILE_MARK, COMMENT = "@", "#"
 
 
@@ -39,17 +41,23 @@ def phrases(wanted: Wanted) -> dict[str, float | None]:
     of one word or more; "@FILE" for a file with a phrase a line; or single phrases, one by one. Each may end in =BOOST
     ("general relativity=12"). A mapping gives phrases and their boosts. Raises ASRError for what is none of these.
     """
-    if isinstance(wanted, Mapping):
-        pairs = list(wanted.items())
-    else:
-        pairs = [_pair(phrase) for phrase in (_split(wanted) if isinstance(wanted, str) else wanted)]
+    if not isinstance(wanted, Iterable):
+        raise ASRError(
+            f"the hot-words are {wanted!r}; give a text, phrases one by one, or a mapping of phrases to boosts"
+        )
+    listed = _split(wanted) if isinstance(wanted, str) else wanted
+    pairs = listed.items() if isinstance(listed, Mapping) else map(_pair, listed)
     found: dict[str, float | None] = {}
     for phrase, boost in pairs:
-        spoken = normalize(phrase)
+        spoken = normalize(_text(phrase))
         if not spoken:
             raise ASRError(f"the hot-word {phrase!r} has no letters from a to z; write it as it is spoken")
-        if boost is not None and not 0 <= boost <= MOST_BOOST:
-            raise ASRError(f"the hot-word {phrase!r} has a boost of {boost}; it must be from 0 to {MOST_BOOST:g}")
+        if len(spoken) > MOST_LETTERS:
+            raise ASRError(
+                f"the hot-word that begins with {spoken[:20]!r} has {len(spoken)} letters; it may have {MOST_LETTERS}"
+            )
+        if boost is not None and not (isinstance(boost, Real) and 0 <= boost <= MOST_BOOST):
+            raise ASRError(f"the hot-word {phrase!r} has a boost of {boost!r}; it must be from 0 to {MOST_BOOST:g}")
         before = found.get(spoken)
         found[spoken] = boost if before is None else max(before, boost or 0.0)
     return found
@@ -59,7 +67,7 @@ def _split(text: str) -> list[str]:
     if text.startswith(FILE_MARK):
         path = Path(text[len(FILE_MARK) :])
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
             raise ASRError(f"cannot read the hot-words in {path}: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -69,10 +77,16 @@ def _split(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def _pair(phrase: str) -> tuple[str, float | None]:
-    words, equals, boost = phrase.rpartition("=")
+def _text(phrase: object) -> str:
+    if not isinstance(phrase, str):
+        raise ASRError(f"the hot-word {phrase!r} is no text; write it as it is spoken")
+    return phrase
+
+
+def _pair(phrase: object) -> tuple[str, float | None]:
+    words, equals, boost = _text(phrase).rpartition("=")
     if not equals:
-        return phrase, None
+        return boost, None
     try:
         return words, float(boost)
     except ValueError:

@@ -275,7 +275,13 @@ def train(corpus: Corpus, order: int, threshold: float = 0.0) -> NgramModel:
 
 
 def perplexity(model: NgramModel, sentences: Sequence[Ids], end: bool) -> float:
-    """Perplexity of the known words of sentences that begin with <s>, and of their ends if asked for."""
+    """Perplexity of the known words of sentences that begin with <s>, and of their ends if asked for.
+
+    ASRError where there are none.
+    """
     known = [np.append(ids, END_ID) != UNKNOWN_ID if end else ids != UNKNOWN_ID for ids in sentences]
-    log_probs = np.concatenate([x[mask] for x, mask in zip(model.log_probs(sentences, end=end), known, strict=True)])
+    scores = model.log_probs(sentences, end=end)
+    log_probs = np.concatenate([np.zeros(0), *(x[mask] for x, mask in zip(scores, known, strict=True))])
+    if len(log_probs) == 0:
+        raise ASRError("the texts hold no word that the language model knows; name other texts")
     return float(np.exp(-log_probs.mean(dtype=np.float64)))

@@ -23,6 +23,7 @@ except ImportError:  # no compiler where it was installed
 
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 SPECIALS = (UNKNOWN, START, END)  # word ids 0, 1, 2 of every model
+OTHER_UNKNOWN = "<UNK>"  # as some ARPA files spell it
 UNKNOWN_ID, START_ID, END_ID = range(3)
 MAGIC = b"asr-ngram-1\n"
 TRAIN_AGAIN = "make one with `asr lm train`"
@@ -369,6 +370,8 @@ class NgramModel:
         """Reads ARPA text; words keep their spelling, <unk>, <s> and </s> come first whatever their place."""
         try:
             return cls._parse_arpa(file)
+        except UnicodeDecodeError:
+            raise ASRError("the ARPA file is not UTF-8 text; convert it first") from None
         except (ValueError, IndexError) as error:
             if isinstance(error, ASRError):
                 raise
@@ -376,20 +379,21 @@ class NgramModel:
 
     @classmethod
     def _parse_arpa(cls, file: TextIO) -> "NgramModel":
-        lines = (line.rstrip("\n") for line in file)
+        lines = (line.strip().replace(OTHER_UNKNOWN, UNKNOWN) for line in file if not line.isspace())
         counts = _arpa_counts(lines)
         levels: list[Level] = []
         ids: dict[str, int] = {}
         for k, count in enumerate(counts, 1):
             rows = [line.split() for line in islice(lines, count)]
-            if any(len(row) not in (k + 1, k + 2) for row in rows) or len(rows) < count:
-                raise ASRError(f"the ARPA file does not hold the {count} {k}-grams that its head promises")
+            heading = f"\\{k + 1}-grams:" if k < len(counts) else "\\end\\"
+            if any(len(row) not in (k + 1, k + 2) for row in rows) or next(lines, "") != heading:
+                raise ASRError(
+                    f"the ARPA file does not hold {count} {k}-grams and then {heading}, as its head promises"
+                )
             if k == 1:
                 ordinary = sorted({row[1] for row in rows} - set(SPECIALS))
                 ids = {word: i for i, word in enumerate([*SPECIALS, *ordinary])}
             levels.append(_arpa_level(rows, k, ids, levels))
-            next(lines, None)  # the empty line
-            next(lines, None)  # the next heading
         return cls.from_levels(list(ids), levels)
 
 
@@ -423,19 +427,27 @@ def read_sections(path: str | Path, magic: bytes) -> tuple[dict, dict[str, NDArr
 def _arpa_counts(lines: Iterator[str]) -> list[int]:
     """The number of n-grams of each order; leaves `lines` after the heading of the first order."""
     counts: list[int] = []
+    if "\\data\\" not in lines:  # which leaves those after it
+        raise ASRError("this is not an ARPA file: it has no line \\data\\")
     for line in lines:
         if line.startswith("ngram "):
-            counts.append(int(line.split("=")[1]))
-        elif line.startswith("\\1-grams:"):
+            order, count = map(int, line.removeprefix("ngram ").split("="))
+            if order != len(counts) + 1 or count < 0:
+                raise ASRError(f"the head of the ARPA file has {line!r}; the orders must be 1, 2, 3 ... with counts")
+            counts.append(count)
+        elif line == "\\1-grams:" and counts:
             return counts
-    raise ASRError("this is not an ARPA file: it has no \\1-grams: section")
+    raise ASRError("the ARPA file has no numbers of n-grams with \\1-grams: after them")
 
 
 def _arpa_level(rows: list[list[str]], k: int, ids: dict[str, int], below: list[Level]) -> Level:
     if k == 1:  # every special word has a place, whether listed or not
         listed = {row[1] for row in rows}
         rows = rows + [[str(ARPA_NEVER), word] for word in SPECIALS if word not in listed]
-    words = np.array([[ids[word] for word in row[1 : k + 1]] for row in rows], np.int64).reshape(-1, k)
+    try:
+        words = np.array([[ids[word] for word in row[1 : k + 1]] for row in rows], np.int64).reshape(-1, k)
+    except KeyError as error:
+        raise ASRError(f"the ARPA file has {error} in {k}-grams and not among its 1-grams") from None
     context = np.zeros(len(rows), np.int64)
     size = len(ids)
     for position, level in enumerate(below):
@@ -447,8 +459,13 @@ def _arpa_level(rows: list[list[str]], k: int, ids: dict[str, int], below: list[
                 f"the ARPA file lists {' '.join(missing[1 : k + 1])!r} but not its first {position + 1} words"
             )
     order = np.lexsort((words[:, -1], context))
-    log_prob = np.array([float(row[0]) for row in rows]) * LN_10
-    backoff = np.array([float(row[k + 1]) if len(row) == k + 2 else 0.0 for row in rows]) * LN_10
+    twice = np.flatnonzero((np.diff(context[order]) == 0) & (np.diff(words[order, -1]) == 0))
+    if len(twice):
+        raise ASRError(f"the ARPA file lists {' '.join(rows[order[twice[0]]][1 : k + 1])!r} twice")
+    log_prob = np.array([max(float(row[0]), ARPA_NEVER) for row in rows]) * LN_10
+    backoff = np.array([max(float(row[k + 1]), ARPA_NEVER) if len(row) == k + 2 else 0.0 for row in rows]) * LN_10
+    if not np.isfinite(log_prob).all() & np.isfinite(backoff).all():
+        raise ValueError("nan or inf")
     return Level(
         context[order], words[order, -1], log_prob[order].astype(np.float32), backoff[order].astype(np.float32)
     )
