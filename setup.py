@@ -6,7 +6,13 @@ from setuptools import Extension, setup
 EXACT = ["-ffp-contract=off"]
 VECTORS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 KERNELS = [
-    Extension("asr.decoding._kernel", ["asr/decoding/_kernel.c"], extra_compile_args=EXACT, optional=True),
+    Extension(
+        "asr.decoding._kernel",
+        ["asr/decoding/_kernel.c"],
+        depends=["asr/decoding/_scoring.h"],
+        extra_compile_args=EXACT,
+        optional=True,
+    ),
     Extension(
         "asr._encoder_kernel",
         ["asr/_encoder_kernel.c"],

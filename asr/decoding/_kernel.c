@@ -1,9 +1,10 @@
 /*
- * Frames of the prefix beam search: what BeamSearch._advance and its scorers do in NumPy, with the same operations in the
- * same order, so that the results are the same to the last bit. kernel.py hands over the arrays.
+ * The prefix beam search: what BeamSearch does in NumPy, with the same operations in the same order, so that the results
+ * are the same to the last bit. kernel.py hands over the arrays.
  *
- * It is quicker for three reasons: no intermediate arrays, a hash table where NumPy compares every prefix with every
- * other, and a bar that rises as candidates are found, under which none is kept.
+ * It is quicker for four reasons: no intermediate arrays, a hash table where NumPy compares every prefix with every other,
+ * a bar that rises as candidates are found, under which none is kept, and an upper bound of what the scorer may add, which
+ * spares most candidates a look into tree and language model.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -12,12 +13,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLANK = 0, UNKNOWN = 0, NO_CONTEXT = 0, ROOT = 0, SPACE = 0, NO_CODE = -1 };
-enum { HOTWORD, CONTEXT, NODE, FIELDS }; /* of a scorer's state */
+#ifdef _MSC_VER
+#define ASR_THREAD_LOCAL __declspec(thread)
+#else
+#define ASR_THREAD_LOCAL _Thread_local
+#endif
+
+#include "_scoring.h"
+
+enum { BLANK = 0, PAST = -1 };
 
 static const double LN_2 = 0.693147180559945309417232121458;
 
-/* Laid out as in kernel.py. */
+/* Records as in state.py. */
 typedef struct {
     uint64_t key, parent_key;
     int64_t last;
@@ -32,49 +40,6 @@ typedef struct {
     double log_prob, fused;
 } Entry;
 
-/* Numbers with codes of 1, 2 or 4 bytes. */
-typedef struct {
-    const void *codes;
-    const float *table;
-    Py_ssize_t bytes;
-} Coded;
-
-/* Tables of NgramModel. */
-typedef struct {
-    const int32_t *first;  /* n-gram of each context, then the number of all */
-    const uint16_t *low;   /* bytes of the last word of each n-gram of two words and more */
-    const uint8_t *high;   /* the third byte, or NULL */
-    const int32_t *link;   /* of each context of three words and more */
-    Coded unigram, ngram, backoff;
-    int64_t singles, pairs, contexts, order;
-} Ngrams;
-
-/* Tables of WordScorer and LetterTree. */
-typedef struct {
-    const char *begins;        /* of each token */
-    const int64_t *lengths;    /* of each token */
-    const int64_t *letters;    /* shape = (tokens, width) */
-    const int64_t *rank;       /* of each token */
-    const int64_t *children;   /* the first child of each node; those of one node follow each other */
-    const uint8_t *letter;     /* that leads to each node */
-    const int64_t *first;      /* index into `words` of each node */
-    const int64_t *count;      /* words that each node completes */
-    const int64_t *words;
-    const double *ahead;       /* of each node */
-    Ngrams lm;
-    int64_t width, nodes, outside, lexicon;
-    double weight, bonus, penalty;
-} Words;
-
-/* Tables of Hotwords. */
-typedef struct {
-    const int32_t *next;   /* shape = (nodes, codes) */
-    const double *ahead;   /* of each node */
-    const double *earned;  /* of each node */
-    const int64_t *token_codes; /* shape = (longest, tokens) */
-    int64_t nodes, codes, longest, tokens;
-} Hotwords;
-
 /* A candidate for the next frame; position: among all candidates as NumPy lists them. */
 typedef struct {
     double score;
@@ -87,21 +52,31 @@ typedef struct {
     int64_t scorer[FIELDS];
 } Extension;
 
+/* What settling and compacting know of an entry of the trace. */
+typedef struct {
+    int64_t depth;     /* tokens from the committed past to this one */
+    int64_t following; /* the first entry of its path after the settled ones */
+    int64_t onward;    /* paths that part or end after it */
+    int64_t only;      /* what follows it, where one path goes on */
+    int64_t index;     /* after compacting */
+    char agrees;       /* with the settled tokens, as far as it reaches */
+    char needed;
+} Node;
+
 typedef struct {
     void *items;
     size_t count, room, size;
 } List;
 
 typedef struct {
-    const Words *words;
-    const Hotwords *hotwords;
-    int64_t tokens, beam;
-    double threshold;
+    Scorer scorer;
+    int64_t tokens; /* of an emission */
+    int64_t beam, most_tokens, horizon, settle_every;
+    double threshold, token_threshold;
     List old, stayed, next; /* of Hypothesis */
-    List trace;             /* of Entry */
-    List candidates, extensions;
-    List total, tried, column, joined, table;
-    int64_t trace_size;
+    List trace, committed;  /* of Entry */
+    List candidates, extensions, nodes;
+    List total, tried, column, joined, table, settled;
 } Search;
 
 /* Room for so many items; 0 where memory is out. */
@@ -137,142 +112,6 @@ static double log_add_exp(double x, double y) {
     return difference <= 0 ? y + log1p(exp(difference)) : difference;
 }
 
-static float value(const Coded *coded, int64_t i) {
-    if (coded->bytes == 1)
-        return coded->table[((const uint8_t *)coded->codes)[i]];
-    if (coded->bytes == 2)
-        return coded->table[((const uint16_t *)coded->codes)[i]];
-    return coded->table[((const uint32_t *)coded->codes)[i]];
-}
-
-/* The last word of an n-gram of two words and more. */
-static int64_t last_word(const Ngrams *lm, int64_t ngram) {
-    int64_t i = ngram - lm->singles;
-    return lm->low[i] | (lm->high ? (int64_t)lm->high[i] << 16 : 0);
-}
-
-/* The n-gram that continues a context with a word, or -1; NgramModel._find */
-static int64_t find_ngram(const Ngrams *lm, int64_t context, int64_t word) {
-    if (context == NO_CONTEXT)
-        return -1;
-    int64_t low = lm->first[context], end = lm->first[context + 1], high = end;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (last_word(lm, middle) < word)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < end && last_word(lm, low) == word ? low : -1;
-}
-
-/* NgramModel._shorter */
-static int64_t shorter(const Ngrams *lm, int64_t context) {
-    if (context <= lm->singles)
-        return NO_CONTEXT;
-    if (context <= lm->pairs)
-        return last_word(lm, context - 1) + 1;
-    return lm->link[context - 1 - lm->pairs];
-}
-
-/* NgramModel.score */
-static float ngram_score(const Ngrams *lm, int64_t context, int64_t word, int64_t *following) {
-    float log_prob = 0;
-    int scored = 0;
-    *following = 0;
-    for (int64_t i = 0; i < lm->order - 1; i++) {
-        int64_t found = find_ngram(lm, context, word);
-        if (!scored)
-            log_prob += found >= 0 ? value(&lm->ngram, found - lm->singles) : value(&lm->backoff, context);
-        if (found >= 0 && *following == 0 && found + 1 < lm->contexts)
-            *following = found + 1;
-        scored |= found >= 0;
-        if (scored && *following > 0)
-            break;
-        context = shorter(lm, context);
-    }
-    if (!scored)
-        log_prob += value(&lm->unigram, word);
-    if (*following == 0)
-        *following = lm->order > 1 ? word + 1 : NO_CONTEXT;
-    return log_prob;
-}
-
-/* LetterTree.child */
-static int64_t child(const Words *w, int64_t node, int64_t letter) {
-    for (int64_t next = w->children[node]; next < w->children[node + 1]; next++)
-        if (w->letter[next] == letter)
-            return next;
-    return w->outside;
-}
-
-/* WordScorer._completed, of the word of this rank. */
-static double complete(const Words *w, int64_t context, int64_t node, int64_t rank, int64_t *following) {
-    int64_t word = rank < w->count[node] ? w->words[w->first[node] + rank] : UNKNOWN;
-    double score = w->weight * (double)ngram_score(&w->lm, context, word, following) + w->bonus;
-    if (word == UNKNOWN)
-        score -= w->penalty;
-    score -= w->ahead[node];
-    return rank > 0 && word == UNKNOWN ? -INFINITY : score;
-}
-
-/* WordScorer.extend */
-static double extend_words(const Words *w, int64_t *state, int64_t token) {
-    int64_t node = state[NODE];
-    double score = -w->ahead[node];
-    if (w->begins[token]) {
-        if (node != ROOT) {
-            int64_t following;
-            score = complete(w, state[CONTEXT], node, w->rank[token], &following);
-            state[CONTEXT] = following;
-        } else if (w->lexicon) {
-            score = -INFINITY;
-        }
-        node = ROOT;
-    }
-    for (int64_t i = 0; i < w->lengths[token]; i++)
-        node = child(w, node, w->letters[token * w->width + i]);
-    state[NODE] = node;
-    return score + w->ahead[node];
-}
-
-/* WordScorer.final, of one state; ranks: words that sound alike which tokens tell apart. */
-static double final_words(const Words *w, int64_t context, int64_t node, int64_t ranks) {
-    int64_t following, choices = w->count[node] < ranks ? w->count[node] : ranks;
-    double best = 0.0;
-    for (int64_t rank = 0; node != ROOT && (rank == 0 || rank < choices); rank++) {
-        double score = complete(w, context, node, rank, &following);
-        best = rank == 0 || score > best ? score : best;
-    }
-    return best;
-}
-
-/* Whether the words forbid a token: a boundary after nothing, or one of more words than sound alike here. */
-static int is_forbidden(const Words *w, const int64_t *state, int64_t token) {
-    if (!w->begins[token])
-        return 0;
-    return state[NODE] == ROOT ? w->lexicon != 0 : w->rank[token] > 0 && w->rank[token] >= w->count[state[NODE]];
-}
-
-/* HotwordScorer._follow */
-static double extend_hotwords(const Hotwords *h, int64_t *state, int64_t token) {
-    int64_t node = state[HOTWORD];
-    double score = -h->ahead[node];
-    for (int64_t i = 0; i < h->longest; i++) {
-        int64_t code = h->token_codes[i * h->tokens + token];
-        score += code == SPACE ? h->earned[node] : 0.0;
-        if (code != NO_CODE)
-            node = h->next[node * h->codes + code];
-    }
-    state[HOTWORD] = node;
-    return score + h->ahead[node];
-}
-
-static double extend(const Search *s, int64_t *state, int64_t token) {
-    double score = s->words ? extend_words(s->words, state, token) : 0.0;
-    return s->hotwords ? extend_hotwords(s->hotwords, state, token) + score : score;
-}
-
 /* _extend_key */
 static uint64_t extend_key(uint64_t key, int64_t token) {
     uint64_t z = key + ((uint64_t)token + 1) * 0x9E3779B97F4A7C15u;
@@ -300,28 +139,46 @@ static int before(const Candidate *a, const Candidate *b) {
     return a->score > b->score || (a->score == b->score && a->position < b->position);
 }
 
-static int compare(const void *a, const void *b) { return before(b, a) - before(a, b); }
+/* Parts candidates [begin, end) into those before one of them and those after it; returns its place. */
+static size_t part(Candidate *c, size_t begin, size_t end) {
+    Candidate pivot = c[begin + (end - begin) / 2];
+    c[begin + (end - begin) / 2] = c[end - 1];
+    c[end - 1] = pivot;
+    size_t place = begin;
+    for (size_t i = begin; i < end - 1; i++)
+        if (before(&c[i], &pivot)) {
+            Candidate other = c[i];
+            c[i] = c[place];
+            c[place++] = other;
+        }
+    c[end - 1] = c[place];
+    c[place] = pivot;
+    return place;
+}
 
 /* Brings the best `wanted` of the candidates to the front, in any order (Hoare's quickselect). */
 static void select_best(Candidate *c, size_t count, size_t wanted) {
     size_t begin = 0, end = count;
     while (wanted > begin && wanted < end) {
-        Candidate pivot = c[begin + (end - begin) / 2];
-        c[begin + (end - begin) / 2] = c[end - 1];
-        c[end - 1] = pivot;
-        size_t place = begin;
-        for (size_t i = begin; i < end - 1; i++)
-            if (before(&c[i], &pivot)) {
-                Candidate other = c[i];
-                c[i] = c[place];
-                c[place++] = other;
-            }
-        c[end - 1] = c[place];
-        c[place] = pivot;
+        size_t place = part(c, begin, end);
         if (place >= wanted)
             end = place;
         else
             begin = place + 1;
+    }
+}
+
+/* Best first (Hoare's quicksort; the longer side is left to the loop, so that the stack stays small). */
+static void sort(Candidate *c, size_t begin, size_t end) {
+    while (end - begin > 1) {
+        size_t place = part(c, begin, end);
+        if (place - begin < end - place) {
+            sort(c, begin, place);
+            begin = place + 1;
+        } else {
+            sort(c, place + 1, end);
+            end = place;
+        }
     }
 }
 
@@ -380,10 +237,22 @@ static int join(Search *s, const double *emission, int64_t frame) {
                 return 0;
             *entry = (Entry){repeats ? from->head_blank : head(from), token, frame, emission[token], old[i].fused};
             stayed[i].best_label = best;
-            stayed[i].head_label = s->trace_size++;
+            stayed[i].head_label = (int64_t)s->trace.count - 1;
         }
     }
     return 1;
+}
+
+/* The lowest of the best `beam` candidates' scores, those that remain. */
+static double cut(Search *s) {
+    Candidate *c = s->candidates.items;
+    size_t beam = (size_t)s->beam;
+    select_best(c, s->candidates.count, beam);
+    s->candidates.count = beam;
+    double lowest = c[0].score;
+    for (size_t i = 1; i < beam; i++)
+        lowest = c[i].score < lowest ? c[i].score : lowest;
+    return lowest;
 }
 
 /* Lists the best candidates, best first: hypotheses that stay as they are, and extensions. */
@@ -392,6 +261,7 @@ static int list_candidates(Search *s, const double *emission) {
     const double *total = s->total.items;
     const int64_t *tried = s->tried.items;
     const char *joined = s->joined.items;
+    const Words *words = s->scorer.words;
     size_t n = s->old.count, k = s->tried.count, beam = (size_t)s->beam;
     double best = -INFINITY, bar;
     s->candidates.count = s->extensions.count = 0;
@@ -406,41 +276,38 @@ static int list_candidates(Search *s, const double *emission) {
     s->candidates.count = n;
     bar = best - s->threshold;
     for (size_t i = 0; i < n; i++) {
+        double beginning, inside;
+        most_added(&s->scorer, old[i].scorer, &beginning, &inside);
         for (size_t j = 0; j < k; j++) {
             int64_t token = tried[j];
             double acoustic = (token == old[i].last ? old[i].blank : total[i]) + emission[token];
-            if (joined[i * k + j] || !(acoustic > -INFINITY))
+            double bound = acoustic + old[i].fused + (words && words->begins[token] ? beginning : inside);
+            if (bound < bar || joined[i * k + j] || !(acoustic > -INFINITY))
                 continue;
-            if (s->words && bar > -INFINITY && is_forbidden(s->words, old[i].scorer, token))
+            if (words && bar > -INFINITY && is_forbidden(words, old[i].scorer, token))
                 continue; /* only saves time: its score is below any bar */
-            Extension found = {(int64_t)i, token, acoustic, old[i].fused, emission[token], {0}};
-            memcpy(found.scorer, old[i].scorer, sizeof found.scorer);
-            if (s->words || s->hotwords)
-                found.fused += extend(s, found.scorer, token);
-            double score = acoustic + found.fused;
+            int64_t state[FIELDS];
+            memcpy(state, old[i].scorer, sizeof state);
+            double fused = old[i].fused;
+            if (words || s->scorer.hotwords)
+                fused += extend(&s->scorer, state, token);
+            double score = acoustic + fused;
             if (!(score >= bar))
                 continue;
             Extension *extension = append(&s->extensions);
             Candidate *candidate = append(&s->candidates);
             if (!extension || !candidate)
                 return 0;
-            *extension = found;
+            *extension = (Extension){(int64_t)i, token, acoustic, fused, emission[token], {0}};
+            memcpy(extension->scorer, state, sizeof state);
             *candidate = (Candidate){score, (int64_t)(n + i * k + j), (int64_t)s->extensions.count - 1};
             if (score > best) {
                 best = score;
                 bar = best - s->threshold > bar ? best - s->threshold : bar;
             }
             if (s->candidates.count >= 2 * beam) { /* only so many of these can live on */
-                candidates = s->candidates.items;
-                select_best(candidates, s->candidates.count, beam);
-                s->candidates.count = beam;
-                for (size_t c = 1; c < beam; c++)
-                    if (before(&candidates[0], &candidates[c])) {
-                        Candidate worse = candidates[c];
-                        candidates[c] = candidates[0];
-                        candidates[0] = worse;
-                    }
-                bar = candidates[0].score > bar ? candidates[0].score : bar;
+                double lowest = cut(s);
+                bar = lowest > bar ? lowest : bar;
             }
         }
     }
@@ -449,10 +316,10 @@ static int list_candidates(Search *s, const double *emission) {
     for (size_t i = 0; i < s->candidates.count; i++)
         if (candidates[i].score >= best - s->threshold)
             candidates[kept++] = candidates[i];
+    s->candidates.count = kept;
     if (kept > beam)
-        select_best(candidates, kept, beam);
-    s->candidates.count = kept > beam ? beam : kept;
-    qsort(candidates, s->candidates.count, sizeof *candidates, compare);
+        cut(s);
+    sort(s->candidates.items, 0, s->candidates.count);
     return 1;
 }
 
@@ -487,12 +354,11 @@ static int survive(Search *s, int64_t frame) {
             .fused = by->fused,
             .best_blank = -INFINITY,
             .best_label = (repeats ? from->best_blank : likeliest(from)) + by->log_prob,
-            .head_blank = s->trace_size,
-            .head_label = s->trace_size,
+            .head_blank = (int64_t)s->trace.count - 1,
+            .head_label = (int64_t)s->trace.count - 1,
         };
         memcpy(next->scorer, by->scorer, sizeof next->scorer);
         next++;
-        s->trace_size++;
     }
     s->next.count = count;
     List last = s->old;
@@ -501,17 +367,39 @@ static int survive(Search *s, int64_t frame) {
     return 1;
 }
 
-/* One frame; tried: of each token, whether hypotheses may take it. */
-static int advance(Search *s, const double *emission, const char *tried, int64_t frame) {
+/* Lists the tokens that a frame tries, in order: BeamSearch._tokens_to_try; `column` is the place of each, or -1. */
+static void choose_tokens(Search *s, const double *emission) {
+    int64_t *tried = s->tried.items, *column = s->column.items;
+    size_t count = 0, most = (size_t)s->most_tokens;
+    double best = -INFINITY;
+    for (int64_t token = 0; token < s->tokens; token++)
+        best = emission[token] > best ? emission[token] : best;
+    for (int64_t token = 0; token < s->tokens; token++) {
+        column[token] = -1;
+        if (token == BLANK || !(emission[token] >= best - s->token_threshold))
+            continue;
+        if (count == most && !(emission[token] > emission[tried[most - 1]]))
+            continue;
+        size_t place = count < most ? count++ : most - 1; /* likeliest first */
+        for (; place > 0 && emission[tried[place - 1]] < emission[token]; place--)
+            tried[place] = tried[place - 1];
+        tried[place] = token;
+    }
+    for (size_t i = 0; i < count; i++)
+        column[tried[i]] = 1;
+    s->tried.count = 0;
+    for (int64_t token = 0; token < s->tokens; token++)
+        if (column[token] > 0) {
+            column[token] = (int64_t)s->tried.count;
+            tried[s->tried.count++] = token;
+        }
+}
+
+/* One frame. */
+static int advance(Search *s, const double *emission, int64_t frame) {
     Hypothesis *old = s->old.items;
     size_t n = s->old.count;
-    int64_t *column = s->column.items, *tokens = s->tried.items;
-    s->tried.count = 0;
-    for (int64_t token = 0; token < s->tokens; token++) {
-        column[token] = tried[token] ? (int64_t)s->tried.count : -1;
-        if (tried[token])
-            tokens[s->tried.count++] = token;
-    }
+    choose_tokens(s, emission);
     if (s->tried.count == 0) {
         for (size_t i = 0; i < n; i++)
             stay(&old[i], log_add_exp(old[i].blank, old[i].label), emission);
@@ -529,17 +417,187 @@ static int advance(Search *s, const double *emission, const char *tried, int64_t
     return join(s, emission, frame) && list_candidates(s, emission) && survive(s, frame);
 }
 
-/* Whether a hypothesis can index the tables. */
-static int fits(const Search *s, const Hypothesis *h) {
-    const Words *w = s->words;
-    const Hotwords *hot = s->hotwords;
-    return h->last >= 0 && h->last < s->tokens &&
-           (!w || (h->scorer[CONTEXT] >= 0 && h->scorer[CONTEXT] < w->lm.contexts && h->scorer[NODE] >= 0 &&
-                   h->scorer[NODE] < w->nodes)) &&
-           (!hot || (h->scorer[HOTWORD] >= 0 && h->scorer[HOTWORD] < hot->nodes));
+/* The entries of the best hypothesis that are older than the horizon, oldest first. */
+static int list_settled(Search *s, int64_t frame) {
+    const Hypothesis *h = s->old.items;
+    const Entry *trace = s->trace.items;
+    const Node *nodes = s->nodes.items;
+    double best = -INFINITY;
+    int64_t entry = PAST;
+    for (size_t i = 0; i < s->old.count; i++) {
+        double score = log_add_exp(h[i].blank, h[i].label) + h[i].fused;
+        score += final_score(&s->scorer, h[i].scorer);
+        if (i == 0 || score > best) {
+            best = score;
+            entry = head(&h[i]);
+        }
+    }
+    while (entry >= 0 && trace[entry].frame >= frame - s->horizon)
+        entry = trace[entry].parent;
+    s->settled.count = entry < 0 ? 0 : (size_t)nodes[entry].depth;
+    if (!reserve(&s->settled, s->settled.count))
+        return 0;
+    for (int64_t *settled = s->settled.items; entry >= 0; entry = trace[entry].parent)
+        settled[nodes[entry].depth - 1] = entry;
+    return 1;
 }
 
-enum { NGRAM_TABLES = 10, WORD_TABLES = 10 + NGRAM_TABLES, HOTWORD_TABLES = 4, BLOCK_TABLES = 3, SCORE_TABLES = 2 };
+/* What a head becomes when it agrees with the settled tokens, shorter and longer paths aside; *agrees: whether it does. */
+static int64_t settle_head(Search *s, int64_t entry, int *agrees) {
+    Entry *trace = s->trace.items;
+    const Node *nodes = s->nodes.items;
+    int64_t count = (int64_t)s->settled.count, last = ((const int64_t *)s->settled.items)[count - 1];
+    *agrees = entry >= 0 && nodes[entry].depth >= count && nodes[entry].agrees;
+    if (!*agrees || nodes[entry].depth == count)
+        return *agrees ? last : entry;
+    int64_t following = nodes[entry].following;
+    *agrees = trace[following].frame > trace[last].frame; /* or it has one more token older than the horizon */
+    if (*agrees)
+        trace[following].parent = last;
+    return entry;
+}
+
+/* BeamSearch._settle */
+static int settle(Search *s, int64_t frame) {
+    const Entry *trace = s->trace.items;
+    s->nodes.count = s->trace.count;
+    if (!reserve(&s->nodes, s->trace.count))
+        return 0;
+    Node *nodes = s->nodes.items;
+    for (size_t e = 0; e < s->trace.count; e++)
+        nodes[e].depth = trace[e].parent < 0 ? 1 : nodes[trace[e].parent].depth + 1;
+    if (s->old.count == 0 || !list_settled(s, frame))
+        return s->old.count == 0;
+    if (s->settled.count == 0)
+        return 1;
+    const int64_t *settled = s->settled.items;
+    for (size_t e = 0; e < s->trace.count; e++) {
+        int64_t depth = nodes[e].depth, parent = trace[e].parent;
+        nodes[e].agrees = (parent < 0 || nodes[parent].agrees) &&
+                          (depth > (int64_t)s->settled.count || trace[e].token == trace[settled[depth - 1]].token);
+        nodes[e].following = depth == (int64_t)s->settled.count + 1 ? (int64_t)e : parent < 0 ? PAST : nodes[parent].following;
+    }
+    Hypothesis *h = s->old.items;
+    size_t kept = 0;
+    for (size_t i = 0; i < s->old.count; i++) {
+        int blank_agrees, label_agrees;
+        h[i].head_blank = settle_head(s, h[i].head_blank, &blank_agrees);
+        h[i].head_label = settle_head(s, h[i].head_label, &label_agrees);
+        if (blank_agrees)
+            h[kept++] = h[i];
+    }
+    s->old.count = kept;
+    return 1;
+}
+
+/* BeamSearch._compact */
+static int compact(Search *s) {
+    Hypothesis *h = s->old.items;
+    Entry *trace = s->trace.items;
+    size_t count = s->trace.count;
+    if (!reserve(&s->nodes, count + 1))
+        return 0;
+    Node *nodes = (Node *)s->nodes.items + 1; /* that of the past stands before the first */
+    for (int64_t e = PAST; e < (int64_t)count; e++)
+        nodes[e].onward = nodes[e].needed = 0;
+    for (size_t i = 0; i < s->old.count; i++) {
+        const int64_t ends[] = {h[i].head_blank, h[i].head_label};
+        for (int j = 0; j < 2; j++) {
+            nodes[ends[j]].onward = 2; /* a path may end here, so the shared part ends here too */
+            nodes[ends[j]].needed = 1;
+        }
+    }
+    for (int64_t e = (int64_t)count - 1; e >= 0; e--)
+        if (nodes[e].needed) {
+            Node *parent = &nodes[trace[e].parent];
+            parent->onward++;
+            parent->only = e;
+            parent->needed = 1;
+        }
+    for (int64_t e = PAST; nodes[e].onward == 1;) {
+        e = nodes[e].only;
+        Entry *shared = append(&s->committed);
+        if (!shared)
+            return 0;
+        *shared = trace[e];
+        nodes[e].needed = 0;
+    }
+    nodes[PAST].index = PAST;
+    s->trace.count = 0;
+    for (size_t e = 0; e < count; e++) {
+        nodes[e].index = nodes[e].needed ? (int64_t)s->trace.count : PAST;
+        if (nodes[e].needed) {
+            trace[e].parent = nodes[trace[e].parent].index;
+            trace[s->trace.count++] = trace[e];
+        }
+    }
+    for (size_t i = 0; i < s->old.count; i++) {
+        h[i].head_blank = nodes[h[i].head_blank].index;
+        h[i].head_label = nodes[h[i].head_label].index;
+    }
+    return 1;
+}
+
+/* Whether the tables have what a scorer's state points at. */
+static int scorer_fits(const Scorer *s, const int64_t *state) {
+    const Words *w = s->words;
+    const Hotwords *h = s->hotwords;
+    return (!w || (state[CONTEXT] >= 0 && state[CONTEXT] < w->lm.contexts && state[NODE] >= 0 && state[NODE] < w->nodes)) &&
+           (!h || (state[HOTWORD] >= 0 && state[HOTWORD] < h->nodes));
+}
+
+/* Whether the trace has what a state points at, and the tables. */
+static int fits(const Search *s) {
+    const Entry *trace = s->trace.items;
+    const Hypothesis *rows = s->old.items;
+    int64_t count = (int64_t)s->trace.count;
+    for (int64_t e = 0; e < count; e++)
+        if (trace[e].parent < PAST || trace[e].parent >= e)
+            return 0;
+    for (size_t i = 0; i < s->old.count; i++) {
+        const Hypothesis *h = &rows[i];
+        if (h->last < 0 || h->last >= s->tokens || h->head_blank < PAST || h->head_blank >= count ||
+            h->head_label < PAST || h->head_label >= count)
+            return 0;
+        if (!scorer_fits(&s->scorer, h->scorer))
+            return 0;
+    }
+    return 1;
+}
+
+/* All frames; 0 where memory is out. */
+static int run(Search *s, const double *emissions, int64_t frame, int64_t frames) {
+    if (!reserve(&s->column, (size_t)s->tokens) || !reserve(&s->tried, (size_t)s->tokens))
+        return 0;
+    for (int64_t t = 0; t < frames; t++) {
+        if (!advance(s, emissions + t * s->tokens, frame + t))
+            return 0;
+        if ((frame + t + 1) % s->settle_every == 0 && !(settle(s, frame + t + 1) && compact(s)))
+            return 0;
+    }
+    return 1;
+}
+
+/* From here on: Python. */
+enum { NGRAM_TABLES = 10, WORD_TABLES = 10 + NGRAM_TABLES, HOTWORD_TABLES = 4, STEP_TABLES = 3, SCORE_TABLES = 2 };
+
+/* A scorer, its tables, and the buffers that hold them. */
+typedef struct {
+    Scorer scorer;
+    Words words;
+    Hotwords hotwords;
+    Py_buffer word_buffers[WORD_TABLES], hotword_buffers[HOTWORD_TABLES];
+} Tables;
+
+static void release(Py_buffer *buffers, int count) {
+    for (int i = 0; i < count; i++)
+        PyBuffer_Release(&buffers[i]);
+}
+
+static void release_tables(Tables *t) {
+    release(t->word_buffers, WORD_TABLES);
+    release(t->hotword_buffers, HOTWORD_TABLES);
+}
 
 static Coded coded(const Py_buffer *codes, const Py_buffer *table, int64_t count) {
     return (Coded){codes->buf, table->buf, count ? codes->len / count : 1};
@@ -563,102 +621,165 @@ static int parse_ngrams(PyObject *tables, Py_buffer *b, Ngrams *lm) {
 }
 
 static int parse_words(PyObject *tables, Py_buffer *b, Words *w) {
-    long long lexicon;
+    long long lexicon, ranks;
     PyObject *ngrams;
-    if (!PyArg_ParseTuple(tables, "y*y*y*y*y*y*y*y*y*y*OLddd", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7],
-                          &b[8], &b[9], &ngrams, &lexicon, &w->weight, &w->bonus, &w->penalty))
+    if (!PyArg_ParseTuple(tables, "y*y*y*y*y*y*y*y*y*y*OLLddddd", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7],
+                          &b[8], &b[9], &ngrams, &lexicon, &ranks, &w->weight, &w->bonus, &w->penalty, &w->most_ahead,
+                          &w->most_completed))
         return 0;
     w->begins = b[0].buf, w->lengths = b[1].buf, w->letters = b[2].buf, w->rank = b[3].buf;
     w->children = b[4].buf, w->letter = b[5].buf, w->first = b[6].buf, w->count = b[7].buf, w->words = b[8].buf;
     w->ahead = b[9].buf;
-    w->lexicon = lexicon;
+    w->lexicon = lexicon, w->ranks = ranks;
     w->width = b[2].len / b[1].len;
     w->nodes = b[9].len / (Py_ssize_t)sizeof(double);
     w->outside = w->nodes - 1;
     return parse_ngrams(ngrams, b + WORD_TABLES - NGRAM_TABLES, &w->lm);
 }
 
-static int parse_hotwords(PyObject *tables, Py_buffer *b, Hotwords *h, int64_t tokens) {
-    long long codes;
-    if (!PyArg_ParseTuple(tables, "y*y*y*y*L", &b[0], &b[1], &b[2], &b[3], &codes))
+static int parse_hotwords(PyObject *tables, Py_buffer *b, Hotwords *h) {
+    long long codes, tokens;
+    if (!PyArg_ParseTuple(tables, "y*y*y*y*LLd", &b[0], &b[1], &b[2], &b[3], &codes, &tokens, &h->most))
         return 0;
     h->next = b[0].buf, h->ahead = b[1].buf, h->earned = b[2].buf, h->token_codes = b[3].buf;
     h->nodes = b[1].len / (Py_ssize_t)sizeof(double);
-    h->codes = codes;
-    h->tokens = tokens;
+    h->codes = codes, h->tokens = tokens;
     h->longest = b[3].len / (Py_ssize_t)sizeof(int64_t) / tokens;
     return 1;
 }
 
-static int run(Search *s, const double *emissions, const char *tried, int64_t frame, int64_t frames) {
-    const Hypothesis *rows = s->old.items;
-    for (size_t i = 0; i < s->old.count; i++)
-        if (!fits(s, &rows[i]))
-            return -1;
-    if (!reserve(&s->column, (size_t)s->tokens) || !reserve(&s->tried, (size_t)s->tokens))
+/* scorer: tables of words or None, tables of hot-words or None, serial. */
+static int parse_scorer(PyObject *scorer, Tables *t) {
+    PyObject *words, *hotwords;
+    long long serial;
+    if (!PyArg_ParseTuple(scorer, "OOL", &words, &hotwords, &serial))
         return 0;
-    for (int64_t t = 0; t < frames; t++)
-        if (!advance(s, emissions + t * s->tokens, tried + t * s->tokens, frame + t))
+    t->scorer.serial = serial;
+    if (words != Py_None) {
+        if (!parse_words(words, t->word_buffers, &t->words))
             return 0;
+        t->scorer.words = &t->words;
+    }
+    if (hotwords != Py_None) {
+        if (!parse_hotwords(hotwords, t->hotword_buffers, &t->hotwords))
+            return 0;
+        t->scorer.hotwords = &t->hotwords;
+    }
     return 1;
 }
 
-static PyObject *block(PyObject *module, PyObject *args) {
+static int copy_into(List *list, const Py_buffer *buffer) {
+    list->count = (size_t)buffer->len / list->size;
+    if (!reserve(list, list->count + 1))
+        return 0;
+    memcpy(list->items, buffer->buf, list->count * list->size);
+    return 1;
+}
+
+static PyObject *step(PyObject *module, PyObject *args) {
     (void)module;
-    Py_buffer b[BLOCK_TABLES] = {{0}}, bw[WORD_TABLES] = {{0}}, bh[HOTWORD_TABLES] = {{0}};
-    PyObject *word_tables, *hotword_tables, *result = NULL;
-    long long frame, trace_size, tokens, beam;
-    Words words;
-    Hotwords hotwords;
+    Py_buffer b[STEP_TABLES] = {{0}};
+    Tables tables = {0};
+    PyObject *scorer, *result = NULL;
+    long long frame, tokens, beam, most_tokens, horizon, settle_every;
     Search s = {0};
-    s.old.size = s.stayed.size = s.next.size = sizeof(Hypothesis);
-    s.trace.size = sizeof(Entry), s.candidates.size = sizeof(Candidate), s.extensions.size = sizeof(Extension);
-    s.total.size = sizeof(double), s.joined.size = sizeof(char);
-    s.tried.size = s.column.size = s.table.size = sizeof(int64_t);
-    if (!PyArg_ParseTuple(args, "LLLLdy*y*y*OO", &frame, &trace_size, &tokens, &beam, &s.threshold, &b[0], &b[1], &b[2],
-                          &word_tables, &hotword_tables))
+    List *lists[] = {&s.old,        &s.stayed, &s.next,  &s.trace,  &s.committed, &s.candidates, &s.extensions,
+                     &s.nodes,      &s.total,  &s.tried, &s.column, &s.joined,    &s.table,      &s.settled};
+    const size_t sizes[] = {sizeof(Hypothesis), sizeof(Hypothesis), sizeof(Hypothesis), sizeof(Entry), sizeof(Entry),
+                            sizeof(Candidate),  sizeof(Extension),  sizeof(Node),       sizeof(double), sizeof(int64_t),
+                            sizeof(int64_t),    sizeof(char),       sizeof(int64_t),    sizeof(int64_t)};
+    enum { LISTS = sizeof lists / sizeof *lists };
+    for (int i = 0; i < LISTS; i++)
+        lists[i]->size = sizes[i];
+    if (!PyArg_ParseTuple(args, "LL(LdLdLL)Oy*y*y*", &frame, &tokens, &beam, &s.threshold, &most_tokens,
+                          &s.token_threshold, &horizon, &settle_every, &scorer, &b[0], &b[1], &b[2]) ||
+        !parse_scorer(scorer, &tables))
         goto end;
-    s.trace_size = trace_size, s.tokens = tokens, s.beam = beam;
-    if (b[0].len != b[1].len * (Py_ssize_t)sizeof(double)) {
-        PyErr_SetString(PyExc_ValueError, "emissions and tokens tried differ in shape");
+    s.scorer = tables.scorer;
+    s.tokens = tokens, s.beam = beam, s.most_tokens = most_tokens, s.horizon = horizon, s.settle_every = settle_every;
+    int done = copy_into(&s.old, &b[1]) && copy_into(&s.trace, &b[2]);
+    if (done && !fits(&s)) {
+        PyErr_SetString(PyExc_IndexError, "the state belongs to another search");
         goto end;
     }
-    if (word_tables != Py_None) {
-        if (!parse_words(word_tables, bw, &words))
-            goto end;
-        s.words = &words;
-    }
-    if (hotword_tables != Py_None) {
-        if (!parse_hotwords(hotword_tables, bh, &hotwords, tokens))
-            goto end;
-        s.hotwords = &hotwords;
-    }
-    size_t n = (size_t)b[2].len / sizeof(Hypothesis);
-    int done = reserve(&s.old, n + 1);
     if (done) {
-        memcpy(s.old.items, b[2].buf, n * sizeof(Hypothesis));
-        s.old.count = n;
         Py_BEGIN_ALLOW_THREADS
-        done = run(&s, b[0].buf, b[1].buf, frame, b[1].len / tokens);
+        done = run(&s, b[0].buf, frame, b[0].len / (Py_ssize_t)sizeof(double) / tokens);
         Py_END_ALLOW_THREADS
     }
-    if (done < 0)
-        PyErr_SetString(PyExc_IndexError, "the state belongs to another search");
-    else if (!done)
+    if (!done)
         PyErr_NoMemory();
     else
-        result = Py_BuildValue("y#y#", (char *)s.old.items, (Py_ssize_t)(s.old.count * sizeof(Hypothesis)),
-                               s.trace.items ? (char *)s.trace.items : "", (Py_ssize_t)(s.trace.count * sizeof(Entry)));
+        result = Py_BuildValue("y#y#y#", (char *)s.old.items, (Py_ssize_t)(s.old.count * sizeof(Hypothesis)),
+                               (char *)s.trace.items, (Py_ssize_t)(s.trace.count * sizeof(Entry)),
+                               s.committed.items ? (char *)s.committed.items : "",
+                               (Py_ssize_t)(s.committed.count * sizeof(Entry)));
 end:
-    free(s.old.items), free(s.stayed.items), free(s.next.items), free(s.trace.items), free(s.candidates.items);
-    free(s.extensions.items), free(s.total.items), free(s.tried.items), free(s.column.items), free(s.joined.items);
-    free(s.table.items);
-    for (int i = 0; i < BLOCK_TABLES; i++)
-        PyBuffer_Release(&b[i]);
-    for (int i = 0; i < WORD_TABLES; i++)
-        PyBuffer_Release(&bw[i]);
-    for (int i = 0; i < HOTWORD_TABLES; i++)
-        PyBuffer_Release(&bh[i]);
+    for (int i = 0; i < LISTS; i++)
+        free(lists[i]->items);
+    release(b, STEP_TABLES);
+    release_tables(&tables);
+    return result;
+}
+
+static PyObject *final(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b = {0};
+    Tables tables = {0};
+    PyObject *scorer, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*O", &b, &scorer) || !parse_scorer(scorer, &tables))
+        goto end;
+    const Hypothesis *rows = b.buf;
+    size_t n = (size_t)b.len / sizeof *rows;
+    for (size_t i = 0; i < n; i++)
+        if (!scorer_fits(&tables.scorer, rows[i].scorer)) {
+            PyErr_SetString(PyExc_IndexError, "the state belongs to another search");
+            goto end;
+        }
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * sizeof(double)));
+    if (result) {
+        double *scores = (double *)(void *)PyBytes_AS_STRING(result);
+        for (size_t i = 0; i < n; i++)
+            scores[i] = final_score(&tables.scorer, rows[i].scorer);
+    }
+end:
+    PyBuffer_Release(&b);
+    release_tables(&tables);
+    return result;
+}
+
+static PyObject *follow(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b[2] = {{0}};
+    long long since;
+    PyObject *entries = NULL, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*L", &b[0], &b[1], &since))
+        return NULL;
+    const Entry *trace = b[0].buf;
+    const int64_t *heads = b[1].buf;
+    int64_t count = b[0].len / (Py_ssize_t)sizeof *trace, n = b[1].len / (Py_ssize_t)sizeof *heads, longest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t length = 0;
+        for (int64_t e = heads[i]; e >= 0; e = trace[e].frame >= since ? trace[e].parent : PAST, length++)
+            if (e >= count || trace[e].parent >= e) {
+                PyErr_SetString(PyExc_IndexError, "an entry of the trace is missing");
+                goto end;
+            }
+        longest = length > longest ? length : longest;
+    }
+    entries = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * longest * (int64_t)sizeof(int64_t)));
+    if (!entries)
+        goto end;
+    int64_t *rows = (int64_t *)(void *)PyBytes_AS_STRING(entries);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t column = longest - 1, e = heads[i]; column >= 0; column--) {
+            rows[i * longest + column] = e;
+            e = e >= 0 && trace[e].frame >= since ? trace[e].parent : PAST;
+        }
+    result = Py_BuildValue("OL", entries, (long long)longest);
+end:
+    Py_XDECREF(entries);
+    release(b, 2);
     return result;
 }
 
@@ -692,40 +813,8 @@ static PyObject *score(PyObject *module, PyObject *args) {
 end:
     Py_XDECREF(log_probs);
     Py_XDECREF(following);
-    for (int i = 0; i < SCORE_TABLES; i++)
-        PyBuffer_Release(&b[i]);
-    for (int i = 0; i < NGRAM_TABLES; i++)
-        PyBuffer_Release(&tables[i]);
-    return result;
-}
-
-static PyObject *final(PyObject *module, PyObject *args) {
-    (void)module;
-    Py_buffer b = {0}, tables[WORD_TABLES] = {{0}};
-    PyObject *word_tables, *result = NULL;
-    Words w;
-    if (!PyArg_ParseTuple(args, "y*O", &b, &word_tables) || !parse_words(word_tables, tables, &w))
-        goto end;
-    const int64_t *state = b.buf;
-    Py_ssize_t n = b.len / (Py_ssize_t)(2 * sizeof(int64_t));
-    for (Py_ssize_t i = 0; i < n; i++)
-        if (state[2 * i] < 0 || state[2 * i] >= w.lm.contexts || state[2 * i + 1] < 0 || state[2 * i + 1] >= w.nodes) {
-            PyErr_SetString(PyExc_IndexError, "the state belongs to another search");
-            goto end;
-        }
-    int64_t ranks = 1;
-    for (Py_ssize_t i = 0; i < tables[0].len; i++)
-        ranks = w.rank[i] + 1 > ranks ? w.rank[i] + 1 : ranks;
-    result = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(double));
-    if (result) {
-        double *scores = (double *)(void *)PyBytes_AS_STRING(result);
-        for (Py_ssize_t i = 0; i < n; i++)
-            scores[i] = final_words(&w, state[2 * i], state[2 * i + 1], ranks);
-    }
-end:
-    PyBuffer_Release(&b);
-    for (int i = 0; i < WORD_TABLES; i++)
-        PyBuffer_Release(&tables[i]);
+    release(b, SCORE_TABLES);
+    release(tables, NGRAM_TABLES);
     return result;
 }
 
@@ -800,20 +889,22 @@ end:
     Py_XDECREF(rows);
     Py_XDECREF(scores);
     free(ranked), free(slots), free(seen);
-    for (int i = 0; i < 3; i++)
-        PyBuffer_Release(&b[i]);
+    release(b, 3);
     return result;
 }
 
 static PyMethodDef methods[] = {
-    {"final", final, METH_VARARGS, "final(state, words)\n\nWhat WordScorer.final gives, as bytes."},
+    {"final", final, METH_VARARGS,
+     "final(hypotheses, scorer)\n\nWhat Scorer.final gives for each, as bytes."},
+    {"follow", follow, METH_VARARGS,
+     "follow(trace, heads, since)\n\nWhat beam._follow gives, as bytes, and how many columns it has."},
     {"merged", merged, METH_VARARGS,
      "merged(scores, keys, ends)\n\nRows and scores as BeamSearch._merged gives them, as bytes."},
     {"score", score, METH_VARARGS,
      "score(ngrams, contexts, words)\n\nWhat NgramModel.score gives, as bytes."},
-    {"block", block, METH_VARARGS,
-     "block(frame, trace_size, tokens, beam, threshold, emissions, tried, hypotheses, words, hotwords)\n\n"
-     "Hypotheses and new trace entries after some frames, as bytes; frames of no hypotheses stay so."},
+    {"step", step, METH_VARARGS,
+     "step(frame, tokens, limits, scorer, emissions, hypotheses, trace)\n\n"
+     "Hypotheses and trace after some frames, and what was committed, as bytes; limits as Kernel has them."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -2,18 +2,16 @@
 
 from numpy.typing import NDArray
 
-def block(
+def step(
     frame: int,
-    trace_size: int,
     tokens: int,
-    beam: int,
-    threshold: float,
+    limits: tuple[int, float, int, float, int, int],
+    scorer: tuple[tuple | None, tuple | None, int],
     emissions: NDArray,
-    tried: NDArray,
     hypotheses: NDArray,
-    words: tuple | None,
-    hotwords: tuple | None,
-) -> tuple[bytes, bytes]: ...
+    trace: NDArray,
+) -> tuple[bytes, bytes, bytes]: ...
+def follow(trace: NDArray, heads: NDArray, since: int) -> tuple[bytes, int]: ...
 def score(ngrams: tuple, contexts: NDArray, words: NDArray) -> tuple[bytes, bytes]: ...
-def final(state: NDArray, words: tuple | None) -> bytes: ...
+def final(hypotheses: NDArray, scorer: tuple[tuple | None, tuple | None, int]) -> bytes: ...
 def merged(scores: NDArray, keys: NDArray, ends: NDArray) -> tuple[bytes, bytes]: ...

@@ -12,6 +12,18 @@ from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import Hotwords, HotwordScorer
 from asr.decoding.kernel import kernel
 from asr.decoding.lm import NgramModel
+from asr.decoding.state import (
+    ALL_FIELDS,
+    EMPTY_TRACE,
+    ENTRY,
+    FIRST_OF_HOTWORDS,
+    FIRST_OF_WORDS,
+    HYPOTHESIS,
+    BeamState,
+    Hypotheses,
+    Trace,
+    heads,
+)
 from asr.decoding.tree import LetterTree
 from asr.decoding.words import Reader, Spelled
 from asr.errors import ASRError
@@ -57,73 +69,6 @@ class BeamConfig:
                 raise ASRError(f"the decoder's {name} is {value}; it must be {low} or more")
 
 
-@dataclass(frozen=True)
-class Trace:
-    """First emissions of tokens, linked backwards to the one before; entry -1 is the committed past."""
-
-    parent: Ids
-    token: Ids
-    frame: Ids
-    log_prob: Scores
-    fused: Scores  # what the scorer has added up to here
-
-    def __len__(self) -> int:
-        return len(self.parent)
-
-    def __getitem__(self, index: Ids) -> "Trace":
-        return Trace(*(column[index] for column in vars(self).values()))
-
-    @classmethod
-    def join(cls, traces: Sequence["Trace"]) -> "Trace":
-        """The entries of all traces in one."""
-        return cls(*map(np.concatenate, zip(*(vars(trace).values() for trace in traces), strict=True)))
-
-
-NO_IDS = np.zeros(0, np.int64)
-EMPTY_TRACE = Trace(NO_IDS, NO_IDS, NO_IDS, np.zeros(0), np.zeros(0))
-
-
-@dataclass(frozen=True)
-class Hypotheses:
-    """The live prefixes, one per row; all shapes = (n,) but that of scorer, (n, fields).
-
-    A prefix is told from others by a 64-bit hash. Keys are mixed well enough to count as random: of n live prefixes two
-    share one with probability n^2 / 2^65, which is one frame in 10^16 for 32 of them.
-    """
-
-    key: Keys
-    parent_key: Keys  # key of the prefix without its last token
-    last: Ids  # last token, blank for the empty prefix
-    blank: Scores  # log-probability of all alignments that end in a blank
-    label: Scores  # the same for those that end in the last token
-    fused: Scores  # what the scorer has added
-    scorer: Ids
-    best_blank: Scores  # log-probability of the likeliest alignment that ends in a blank
-    best_label: Scores
-    head_blank: Ids  # trace entry of the last token in that alignment
-    head_label: Ids
-
-    def __getitem__(self, rows: Ids) -> "Hypotheses":
-        return Hypotheses(*(column[rows] for column in vars(self).values()))
-
-    def heads(self) -> Ids:
-        """Trace entry of the last token in the likeliest alignment of each prefix."""
-        return np.where(self.best_label > self.best_blank, self.head_label, self.head_blank)
-
-
-@dataclass(frozen=True)
-class BeamState:
-    """Everything the search remembers; nothing in it is changed in place.
-
-    Only `committed`, the tokens and times that are settled for good, grows with the length of the audio.
-    """
-
-    frame: int  # frames decoded
-    hypotheses: Hypotheses
-    trace: Trace
-    committed: Trace
-
-
 class BeamSearch:
     """Prefix beam search; a scorer, if given, adds its scores to the acoustic ones.
 
@@ -147,7 +92,10 @@ class BeamSearch:
         self._ends = np.array([token == BOUNDARY for token in self._tokens])
         self._reader: Reader = words if isinstance(words, WordScorer) else Spelled(self._tokens or CHARACTERS)
         self._prior = np.array(self.config.prior or (0.0,)) * self.config.prior_weight
-        self._kernel = kernel(scorer, self.config.beam, self.config.beam_threshold)
+        first = FIRST_OF_HOTWORDS if isinstance(scorer, HotwordScorer) else FIRST_OF_WORDS
+        self._fields = slice(first, ALL_FIELDS if words else FIRST_OF_WORDS)  # those of this scorer
+        limits = (self.config.beam, self.config.beam_threshold, self.config.tokens, self.config.token_threshold)
+        self._kernel = kernel(scorer, (*limits, self.config.horizon, SETTLE_EVERY))
 
     @classmethod
     def with_language_model(
@@ -202,25 +150,28 @@ class BeamSearch:
 
         Phrases already said keep what they have earned, and one that is open counts by the hot-words of this search.
         """
-        hypotheses = state.hypotheses
-        fused, scorer = hypotheses.fused, hypotheses.scorer
+        hypotheses = state.hypotheses.copy()
         if isinstance(before.scorer, HotwordScorer):
-            added, scorer = before.scorer.take_back(scorer)
-            fused = fused + added
+            added, _ = before.scorer.take_back(hypotheses["scorer"][:, before._fields])
+            hypotheses["fused"] += added
+            hypotheses["scorer"][:, FIRST_OF_HOTWORDS] = 0
         if isinstance(self.scorer, HotwordScorer):
-            entries = _follow(state.trace, hypotheses.heads())
-            live = np.where(entries >= 0, np.append(state.trace.token, 0)[entries], -1)
-            added, scorer = self.scorer.take_up(state.committed.token, live, scorer)
-            fused = fused + added
-        return replace(state, hypotheses=replace(hypotheses, fused=fused, scorer=scorer))
+            entries = self._follow(state.trace, heads(hypotheses))
+            live = np.where(entries >= 0, np.append(state.trace["token"], 0)[entries], -1)
+            words = hypotheses["scorer"][:, FIRST_OF_WORDS : self._fields.stop]
+            added, scorer = self.scorer.take_up(state.committed["token"], live, words)
+            hypotheses["fused"] += added
+            hypotheses["scorer"][:, self._fields] = scorer
+        return replace(state, hypotheses=hypotheses)
 
     def start(self) -> BeamState:
         """State before the first frame: the empty prefix."""
-        zero, never = np.zeros(1), np.full(1, NOTHING)
-        none = np.full(1, -1)
-        scorer = self.scorer.start()[None] if self.scorer else np.zeros((1, 0), np.int64)
-        key, parent_key = np.ones(1, np.uint64), np.zeros(1, np.uint64)
-        empty = Hypotheses(key, parent_key, np.zeros(1, np.int64), zero, never, zero, scorer, zero, never, none, none)
+        empty = np.zeros(1, HYPOTHESIS)
+        empty["key"] = 1
+        empty["label"] = empty["best_label"] = NOTHING
+        empty["head_blank"] = empty["head_label"] = -1
+        if self.scorer:
+            empty["scorer"][:, self._fields] = self.scorer.start()
         return BeamState(0, empty, EMPTY_TRACE, EMPTY_TRACE)
 
     def step(self, log_probs: NDArray[np.float32], state: BeamState) -> BeamState:
@@ -228,13 +179,12 @@ class BeamSearch:
         scores = log_probs - self._prior
         if len(self._columns) > scores.shape[1]:
             scores = scores[:, self._columns]
-        begin = 0
-        while begin < len(log_probs):
-            end = begin + SETTLE_EVERY - state.frame % SETTLE_EVERY
-            state = self._block(scores[begin:end], state)
+        if self._kernel and self._kernel.takes(scores):
+            return self._kernel.step(scores, state)
+        for emission in scores:
+            state = self._advance(emission, state)
             if state.frame % SETTLE_EVERY == 0:
                 state = _compact(self._settle(state))
-            begin = end
         return state
 
     def best(self, state: BeamState, n: int = 1) -> list[Path]:
@@ -244,12 +194,12 @@ class BeamSearch:
         probability together.
         """
         rows, scores = self._merged(state.hypotheses)
-        heads = state.hypotheses.heads()
+        last = heads(state.hypotheses)
         if n == 1:
-            return [self._path(state, int(rows[0]), int(heads[rows[0]]), float(scores[0]))]
+            return [self._path(state, int(rows[0]), int(last[rows[0]]), float(scores[0]))]
         paths: dict[Hashable, Path] = {}
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            path = self._path(state, row, int(heads[row]), score)
+            path = self._path(state, row, int(last[row]), score)
             paths.setdefault(self._text(path), path)
             if len(paths) == n:
                 break
@@ -258,9 +208,9 @@ class BeamSearch:
     def _merged(self, hypotheses: Hypotheses) -> tuple[Ids, Scores]:
         """Rows and scores of the hypotheses that differ in more than a last boundary, best first."""
         scores = self._final_scores(hypotheses)
-        ends = self._ends[hypotheses.last] if self.tokens else np.zeros(len(scores), bool)
+        ends = self._ends[hypotheses["last"]] if self.tokens else np.zeros(len(scores), bool)
         if ends.any():
-            key = np.where(ends, hypotheses.parent_key, hypotheses.key)
+            key = np.where(ends, hypotheses["parent_key"], hypotheses["key"])
             if self._kernel:
                 return self._kernel.merged(scores, key, ends)
             ranked = np.argsort(-scores, kind="stable")
@@ -276,34 +226,36 @@ class BeamSearch:
         return rows[order], scores[order]
 
     def _path(self, state: BeamState, row: int, entry: int, score: float) -> Path:
-        parent = state.trace.parent
-        chain = []
-        while entry >= 0:
-            chain.append(entry)
-            entry = int(parent[entry])
-        path = Trace.join([state.committed, state.trace[np.array(chain[::-1], np.int64)]])
-        columns = self._columns[path.token] if len(self._columns) else path.token
+        entries = self._follow(state.trace, np.array([entry]))[0]
+        path = np.concatenate([state.committed, state.trace[entries]])
+        columns = self._columns[path["token"]] if len(self._columns) else path["token"]
         prior = self._prior[columns] if self.config.prior else 0.0
-        fused = path.fused.copy()
+        fused = path["fused"].copy()
         if self.scorer and len(fused):
-            fused[-1] += self.scorer.final(state.hypotheses.scorer[row : row + 1])[0]
-        return Path(path.token, path.frame, path.log_prob + prior, score, fused)
+            fused[-1] += self._final(state.hypotheses[row : row + 1])[0]
+        return Path(path["token"].copy(), path["frame"].copy(), path["log_prob"] + prior, score, fused)
+
+    def pause(self, state: BeamState) -> int:
+        """Frames since the last token of the live hypothesis that has had none for longest."""
+        last = heads(state.hypotheses).min()
+        trace = state.trace if last >= 0 else state.committed
+        return state.frame - 1 - int(trace["frame"][last]) if len(trace) else state.frame
 
     def recent(self, state: BeamState, since: int) -> Recent:
         """The tokens that each live hypothesis emits from frame `since` on, after the one before them."""
         scores = self._final_scores(state.hypotheses)
         weights = np.exp(scores - scores.max())
-        trace, heads = state.trace, state.hypotheses.heads()
-        entries = _follow(trace, heads, since)
-        settled = state.committed.frame
+        trace, last = state.trace, heads(state.hypotheses)
+        entries = self._follow(trace, last, since)
+        settled = state.committed["frame"]
         old = np.arange(max(0, int(np.searchsorted(settled, since)) - 1), len(settled))
-        oldest = entries[np.arange(len(heads)), (entries >= 0).argmax(axis=1)] if entries.shape[1] else heads
-        reaches = np.append(trace.parent, -1)[oldest] < 0  # what is settled
-        whole = reaches & (np.append(trace.frame, since)[oldest] >= since)
+        oldest = entries[np.arange(len(last)), (entries >= 0).argmax(axis=1)] if entries.shape[1] else last
+        reaches = np.append(trace["parent"], -1)[oldest] < 0  # what is settled
+        whole = reaches & (np.append(trace["frame"], since)[oldest] >= since)
         past = np.where(whole[:, None], old, -1)
         tokens, frames = (
-            np.concatenate([np.append(before, -1)[past], np.append(now, -1)[entries]], axis=1)
-            for before, now in ((state.committed.token, trace.token), (settled, trace.frame))
+            np.concatenate([np.append(state.committed[name], -1)[past], np.append(trace[name], -1)[entries]], axis=1)
+            for name in ("token", "frame")
         )
         return Recent(tokens, frames, weights / weights.sum())
 
@@ -315,12 +267,12 @@ class BeamSearch:
 
     def stable(self, state: BeamState) -> int:
         """How many leading tokens all live hypotheses share; no later emission can change these."""
-        entries = _follow(state.trace, state.hypotheses.heads())
+        entries = self._follow(state.trace, heads(state.hypotheses))
         if entries.shape[1] == 0:
             return len(state.committed)
         lengths = (entries >= 0).sum(axis=1)
-        begin = entries.shape[1] - lengths
-        tokens = state.trace.token[entries[np.arange(len(entries))[:, None], begin[:, None] + np.arange(lengths.min())]]
+        begin = (entries.shape[1] - lengths)[:, None] + np.arange(lengths.min())
+        tokens = state.trace["token"][np.take_along_axis(entries, begin, axis=1)]
         agree = (tokens == tokens[0]).all(axis=0)
         return len(state.committed) + int(np.logical_and.accumulate(agree).sum())
 
@@ -333,30 +285,21 @@ class BeamSearch:
             return self.scorer.hotwords.written(words, sounds)
         return words
 
-    def _final_scores(self, hypotheses: Hypotheses) -> Scores:
-        scores = np.logaddexp(hypotheses.blank, hypotheses.label) + hypotheses.fused
-        if self._kernel and isinstance(self.scorer, WordScorer):
-            return scores + self._kernel.final(hypotheses.scorer)
-        return scores + self.scorer.final(hypotheses.scorer) if self.scorer else scores
+    def _final(self, hypotheses: Hypotheses) -> Scores:
+        """What the scorer adds if the text ends here, shape = (n,)."""
+        if self._kernel:
+            return self._kernel.final(hypotheses)
+        return self.scorer.final(hypotheses["scorer"][:, self._fields]) if self.scorer else np.zeros(len(hypotheses))
 
-    def _block(self, log_probs: Scores, state: BeamState) -> BeamState:
-        tried = self._tokens_to_try(log_probs)
-        if self._kernel and self._kernel.takes(log_probs):
-            fields, entries = self._kernel.block(
-                log_probs, tried, vars(state.hypotheses), state.frame, len(state.trace)
-            )
-            trace = Trace.join([state.trace, Trace(**entries)])
-            return BeamState(state.frame + len(log_probs), Hypotheses(**fields), trace, state.committed)
-        hypotheses, traces, size = state.hypotheses, [state.trace], len(state.trace)
-        for t, emission in enumerate(log_probs):
-            tokens = np.flatnonzero(tried[t])
-            if len(tokens):
-                hypotheses, new = self._advance(hypotheses, emission, tokens, state.frame + t, size)
-                traces.append(new)
-                size += len(new)
-            else:
-                hypotheses = _stay(hypotheses, emission)
-        return BeamState(state.frame + len(log_probs), hypotheses, Trace.join(traces), state.committed)
+    def _final_scores(self, hypotheses: Hypotheses) -> Scores:
+        return np.logaddexp(hypotheses["blank"], hypotheses["label"]) + hypotheses["fused"] + self._final(hypotheses)
+
+    def _follow(self, trace: Trace, heads: Ids, since: int = 0) -> Ids:
+        """Trace entries of each path, oldest first, shape = (n, longest); -1 fills the front of shorter ones.
+
+        since: where a path is left after the first entry before this frame.
+        """
+        return self._kernel.follow(trace, heads, since) if self._kernel else _follow(trace, heads, since)
 
     def _settle(self, state: BeamState) -> BeamState:
         """Drops hypotheses that differ from the best one in a token older than the horizon.
@@ -366,113 +309,113 @@ class BeamSearch:
         """
         hypotheses, trace = state.hypotheses, state.trace
         best = int(np.argmax(self._final_scores(hypotheses)))
-        chain = _follow(trace, hypotheses.heads()[best : best + 1])[0]
-        settled = chain[trace.frame[chain] < state.frame - self.config.horizon]
+        chain = _follow(trace, heads(hypotheses)[best : best + 1], 0)[0]
+        settled = chain[trace["frame"][chain] < state.frame - self.config.horizon]
         if len(settled) == 0:
             return state
-        heads = np.concatenate([hypotheses.head_blank, hypotheses.head_label])
-        chains = _follow(trace, heads)
+        ends = np.concatenate([hypotheses["head_blank"], hypotheses["head_label"]])
+        chains = _follow(trace, ends, 0)
         lengths = (chains >= 0).sum(axis=1)
         first = chains.shape[1] - lengths  # column of the oldest entry of each path
         long_enough = np.flatnonzero(lengths >= len(settled))
         start = chains[long_enough[:, None], first[long_enough, None] + np.arange(len(settled))]
-        same = np.zeros(len(heads), bool)
-        same[long_enough] = (trace.token[start] == trace.token[settled]).all(axis=1)
+        same = np.zeros(len(ends), bool)
+        same[long_enough] = (trace["token"][start] == trace["token"][settled]).all(axis=1)
 
         # Paths that agree in tokens may do so at other frames: all now take the times of the best one.
-        parent = trace.parent.copy()
         longer = np.flatnonzero(same & (lengths > len(settled)))
         following = chains[longer, first[longer] + len(settled)]
-        in_order = trace.frame[following] > trace.frame[settled[-1]]
+        in_order = trace["frame"][following] > trace["frame"][settled[-1]]
         same[longer[~in_order]] = False  # it has one more token older than the horizon than the best one
-        parent[following[in_order]] = settled[-1]
-        head_blank, head_label = np.where(same & (lengths == len(settled)), settled[-1], heads).reshape(2, -1)
-        kept = np.flatnonzero(same[: len(head_blank)])
-        hypotheses = replace(hypotheses, head_blank=head_blank, head_label=head_label)
-        return replace(state, hypotheses=hypotheses[kept], trace=replace(trace, parent=parent))
+        trace = trace.copy()
+        trace["parent"][following[in_order]] = settled[-1]
+        hypotheses = hypotheses.copy()
+        ends = np.where(same & (lengths == len(settled)), settled[-1], ends)
+        hypotheses["head_blank"], hypotheses["head_label"] = ends.reshape(2, -1)
+        return replace(state, hypotheses=hypotheses[same[: len(hypotheses)]], trace=trace)
 
-    def _tokens_to_try(self, log_probs: Scores) -> NDArray[np.bool_]:
-        """Which tokens other than the blank each frame tries, shape = (frames, tokens)."""
-        best = log_probs.max(axis=1, keepdims=True)
-        tried = np.asarray(log_probs >= best - self.config.token_threshold)
-        tried[:, BLANK_ID] = False
-        for t in np.flatnonzero(tried.sum(axis=1) > self.config.tokens):
-            ranked = np.argsort(-np.where(tried[t], log_probs[t], NOTHING), kind="stable")
-            tried[t, ranked[self.config.tokens :]] = False
-        return tried
+    def _tokens_to_try(self, emission: Scores) -> Ids:
+        """Which tokens other than the blank a frame tries, in order."""
+        tried = np.asarray(emission >= emission.max() - self.config.token_threshold)
+        tried[BLANK_ID] = False
+        ranked = np.argsort(-np.where(tried, emission, NOTHING), kind="stable")
+        tried[ranked[self.config.tokens :]] = False
+        return np.flatnonzero(tried)
 
-    def _advance(
-        self, old: Hypotheses, emission: Scores, tokens: Ids, frame: int, trace_size: int
-    ) -> tuple[Hypotheses, Trace]:
-        """One frame: every hypothesis stays or takes one of `tokens`; the best of all those live on."""
-        stayed = _stay(old, emission)
-        n, k = len(old.last), len(tokens)
+    def _advance(self, emission: Scores, state: BeamState) -> BeamState:
+        """One frame: every hypothesis stays or takes one of the tokens tried; the best of all those live on."""
+        old, trace_size = state.hypotheses, len(state.trace)
+        tokens, stayed = self._tokens_to_try(emission), _stay(old, emission)
+        n, k = len(old), len(tokens)
+        if k == 0:
+            return replace(state, frame=state.frame + 1, hypotheses=stayed)
 
         # Extensions, shape = (n, k). After its own last token a hypothesis needs a blank before the same token again.
-        repeats = tokens == old.last[:, None]
+        repeats = tokens == old["last"][:, None]
         step = emission[tokens]
-        extended = np.where(repeats, old.blank[:, None], np.logaddexp(old.blank, old.label)[:, None]) + step
-        best = np.where(repeats, old.best_blank[:, None], np.maximum(old.best_blank, old.best_label)[:, None]) + step
-        head = np.where(repeats, old.head_blank[:, None], old.heads()[:, None])
+        total, likeliest = np.logaddexp(old["blank"], old["label"]), np.maximum(old["best_blank"], old["best_label"])
+        extended = np.where(repeats, old["blank"][:, None], total[:, None]) + step
+        best = np.where(repeats, old["best_blank"][:, None], likeliest[:, None]) + step
+        head = np.where(repeats, old["head_blank"][:, None], heads(old)[:, None])
 
         # An extension that spells another live hypothesis joins it.
         column = np.full(len(emission), -1)
         column[tokens] = np.arange(k)
-        child, parent = np.nonzero(old.parent_key[:, None] == old.key)
-        at = column[old.last[child]]
+        child, parent = np.nonzero(old["parent_key"][:, None] == old["key"])
+        at = column[old["last"][child]]
         child, parent, at = child[at >= 0], parent[at >= 0], at[at >= 0]
-        stayed.label[child] = np.logaddexp(stayed.label[child], extended[parent, at])
+        stayed["label"][child] = np.logaddexp(stayed["label"][child], extended[parent, at])
         extended[parent, at] = NOTHING
-        better = best[parent, at] > stayed.best_label[child]
+        better = best[parent, at] > stayed["best_label"][child]
         child, parent, at = child[better], parent[better], at[better]
-        stayed.best_label[child] = best[parent, at]
-        stayed.head_label[child] = trace_size + np.arange(len(child))
-        joined = Trace(head[parent, at], tokens[at], np.full(len(child), frame), step[at], old.fused[child])
+        stayed["best_label"][child] = best[parent, at]
+        stayed["head_label"][child] = trace_size + np.arange(len(child))
+        joined = _entries(head[parent, at], tokens[at], state.frame, step[at], old["fused"][child])
 
         # Scores of all candidates; those of extensions that joined another are NOTHING.
         row, at = np.nonzero(extended > NOTHING)
-        fused, scorer = old.fused[row], old.scorer[row]
+        fused, scorer = old["fused"][row], old["scorer"][row]
         if self.scorer:
-            added, scorer = self.scorer.extend(scorer, tokens[at])
+            added, scorer[:, self._fields] = self.scorer.extend(scorer[:, self._fields], tokens[at])
             fused = fused + added
         acoustic = extended[row, at]
-        scores = np.concatenate([np.logaddexp(stayed.blank, stayed.label) + stayed.fused, acoustic + fused])
+        scores = np.concatenate([np.logaddexp(stayed["blank"], stayed["label"]) + stayed["fused"], acoustic + fused])
         chosen = np.flatnonzero(scores >= scores.max() - self.config.beam_threshold)
         chosen = chosen[np.argsort(-scores[chosen], kind="stable")[: self.config.beam]]
-        keep, new = chosen[chosen < n], chosen[chosen >= n] - n
+        keep, chosen = chosen[chosen < n], chosen[chosen >= n] - n
 
-        row, at = row[new], at[new]
-        token, head = tokens[at], head[row, at]
-        heads = trace_size + len(joined) + np.arange(len(new))
-        never = np.full(len(new), NOTHING)
-        hypotheses = Hypotheses(
-            key=np.concatenate([old.key[keep], _extend_key(old.key[row], token)]),
-            parent_key=np.concatenate([old.parent_key[keep], old.key[row]]),
-            last=np.concatenate([old.last[keep], token]),
-            blank=np.concatenate([stayed.blank[keep], never]),
-            label=np.concatenate([stayed.label[keep], acoustic[new]]),
-            fused=np.concatenate([old.fused[keep], fused[new]]),
-            scorer=np.concatenate([old.scorer[keep], scorer[new]]),
-            best_blank=np.concatenate([stayed.best_blank[keep], never]),
-            best_label=np.concatenate([stayed.best_label[keep], best[row, at]]),
-            head_blank=np.concatenate([stayed.head_blank[keep], heads]),
-            head_label=np.concatenate([stayed.head_label[keep], heads]),
+        row, at = row[chosen], at[chosen]
+        new = np.zeros(len(chosen), HYPOTHESIS)
+        new["key"], new["parent_key"] = _extend_key(old["key"][row], tokens[at]), old["key"][row]
+        new["last"], new["label"], new["best_label"] = tokens[at], acoustic[chosen], best[row, at]
+        new["blank"] = new["best_blank"] = NOTHING
+        new["fused"], new["scorer"] = fused[chosen], scorer[chosen]
+        new["head_blank"] = new["head_label"] = trace_size + len(joined) + np.arange(len(new))
+        entries = _entries(head[row, at], tokens[at], state.frame, step[at], fused[chosen])
+        return replace(
+            state,
+            frame=state.frame + 1,
+            hypotheses=np.concatenate([stayed[keep], new]),
+            trace=np.concatenate([state.trace, joined, entries]),
         )
-        return hypotheses, Trace.join([joined, Trace(head, token, np.full(len(new), frame), step[at], fused[new])])
+
+
+def _entries(parent: Ids, token: Ids, frame: int, log_prob: Scores, fused: Scores) -> Trace:
+    found = np.empty(len(parent), ENTRY)
+    for name, values in zip(ENTRY.names or (), (parent, token, frame, log_prob, fused), strict=True):
+        found[name] = values
+    return found
 
 
 def _stay(old: Hypotheses, emission: Scores) -> Hypotheses:
-    """Every hypothesis takes a blank or its last token once more; fresh arrays where values change."""
-    blank, again = emission[BLANK_ID], emission[old.last]
-    return replace(
-        old,
-        blank=np.logaddexp(old.blank, old.label) + blank,
-        label=old.label + again,
-        best_blank=np.maximum(old.best_blank, old.best_label) + blank,
-        best_label=old.best_label + again,
-        head_blank=old.heads(),
-        head_label=old.head_label.copy(),
-    )
+    """Every hypothesis takes a blank or its last token once more."""
+    stayed, again = old.copy(), emission[old["last"]]
+    stayed["blank"] = np.logaddexp(old["blank"], old["label"]) + emission[BLANK_ID]
+    stayed["label"] += again
+    stayed["best_blank"] = np.maximum(old["best_blank"], old["best_label"]) + emission[BLANK_ID]
+    stayed["best_label"] += again
+    stayed["head_blank"] = heads(old)
+    return stayed
 
 
 def _extend_key(key: Keys, token: Ids) -> Keys:
@@ -483,26 +426,23 @@ def _extend_key(key: Keys, token: Ids) -> Keys:
     return z ^ (z >> np.uint64(31))
 
 
-def _follow(trace: Trace, heads: Ids, since: int = 0) -> Ids:
-    """Trace entries of each path, oldest first, shape = (n, longest); -1 fills the front of shorter ones.
-
-    since: where a path is left after the first entry before this frame.
-    """
+def _follow(trace: Trace, heads: Ids, since: int) -> Ids:
+    """BeamSearch._follow without compiled code."""
     columns = []
     while (heads >= 0).any():
         columns.append(heads)
-        heads = np.where((heads >= 0) & (trace.frame[heads] >= since), trace.parent[heads], -1)
+        heads = np.where((heads >= 0) & (trace["frame"][heads] >= since), trace["parent"][heads], -1)
     return np.stack(columns[::-1], axis=1) if columns else np.zeros((len(heads), 0), np.int64)
 
 
 def _compact(state: BeamState) -> BeamState:
     """Forgets trace entries that no hypothesis needs, and commits those that all of them share."""
     trace, hypotheses = state.trace, state.hypotheses
-    heads = np.concatenate([hypotheses.head_blank, hypotheses.head_label])
-    parents = trace.parent.tolist()
+    ends = np.concatenate([hypotheses["head_blank"], hypotheses["head_label"]])
+    parents = trace["parent"].tolist()
     needed = [False] * len(parents)
     onward = [0] * (len(parents) + 1)  # paths that part or end after each entry; the last one is entry -1
-    for head in set(heads.tolist()):
+    for head in set(ends.tolist()):
         onward[head] = 2  # a path may end here, so the shared part ends here too
         if head >= 0:
             needed[head] = True
@@ -525,14 +465,9 @@ def _compact(state: BeamState) -> BeamState:
     kept = np.flatnonzero(needed)
     new_index = np.full(len(trace) + 1, -1)  # the last one is that of entry -1
     new_index[kept] = np.arange(len(kept))
-    left = trace[kept]
-    return BeamState(
-        state.frame,
-        replace(
-            hypotheses,
-            head_blank=new_index[hypotheses.head_blank],
-            head_label=new_index[hypotheses.head_label],
-        ),
-        replace(left, parent=new_index[left.parent]),
-        Trace.join([state.committed, trace[np.array(shared, np.int64)]]),
-    )
+    left, hypotheses = trace[kept], hypotheses.copy()
+    left["parent"] = new_index[left["parent"]]
+    for name in ("head_blank", "head_label"):
+        hypotheses[name] = new_index[hypotheses[name]]
+    committed = np.concatenate([state.committed, trace[np.array(shared, np.int64)]])
+    return BeamState(state.frame, hypotheses, left, committed)

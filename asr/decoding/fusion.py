@@ -99,12 +99,13 @@ class WordScorer:
         return other
 
     def tables(self) -> tuple:
-        """What `extend` looks things up in, in the order of parse_words in _kernel.c."""
+        """What `extend` looks things up in, in the order of parse_words in _kernel.c; then bounds of it."""
         letters = self._letters
         return (
             *(letters.begins, letters.lengths, letters.letters, self._rank),
             *(*self.tree.tables, self._ahead, self._lm.tables()),
-            *(self._lexicon is not None, self._weight, self._bonus, self._penalty),
+            *(self._lexicon is not None, self._ranks, self._weight, self._bonus, self._penalty),
+            *(float(self._ahead.max()), self._weight * self._lm.most + self._bonus + max(0.0, -self._penalty)),
         )
 
     def start(self) -> Ids:

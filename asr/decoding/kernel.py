@@ -1,13 +1,15 @@
-"""The search's frames in compiled code, where it could be built; its results are those of NumPy to the last bit."""
+"""The search in compiled code, where it could be built; its results are those of NumPy to the last bit."""
 
+import itertools
 import os
-from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import HotwordScorer
+from asr.decoding.state import ENTRY, HYPOTHESIS, BeamState, Hypotheses, Trace
 
 try:
     from asr.decoding import _kernel
@@ -15,74 +17,52 @@ except ImportError:  # no compiler where it was installed
     _kernel = None  # type: ignore[assignment]
 
 SWITCH = "ASR_NUMPY"  # environment variable; if set, the search runs in NumPy
-
-# Columns of a scorer's state in the kernel: node of the hot-words, context of the language model, node of the tree.
-FIRST_OF_HOTWORDS, FIRST_OF_WORDS, ALL_FIELDS = 0, 1, 3
-HYPOTHESIS = np.dtype(
-    [
-        *((name, np.uint64) for name in ("key", "parent_key")),
-        ("last", np.int64),
-        *((name, np.float64) for name in ("blank", "label", "fused")),
-        ("scorer", np.int64, (ALL_FIELDS,)),
-        *((name, np.float64) for name in ("best_blank", "best_label")),
-        *((name, np.int64) for name in ("head_blank", "head_label")),
-    ]
-)
-ENTRY = np.dtype(
-    [
-        *((name, np.int64) for name in ("parent", "token", "frame")),
-        *((name, np.float64) for name in ("log_prob", "fused")),
-    ]
-)
-
-Fields = dict[str, NDArray]
+_serial = itertools.count(1)
 
 
 class Kernel:
-    """Advances the hypotheses of one search by blocks of frames; holds nothing but the scorer's tables."""
+    """Advances the states of one search; holds nothing but limits and the scorer's tables."""
 
-    def __init__(self, scorer: Scorer | None, beam: int, beam_threshold: float) -> None:
+    def __init__(self, scorer: Scorer | None, limits: tuple[int, float, int, float, int, int]) -> None:
+        """limits: beam, beam_threshold, tokens, token_threshold, horizon, frames from one settling to the next."""
         hotwords = scorer.hotwords if isinstance(scorer, HotwordScorer) else None
         words = scorer.base if isinstance(scorer, HotwordScorer) else scorer
         assert words is None or isinstance(words, WordScorer)
-        self._words = words.tables() if words else None
-        self._hotwords = hotwords.tables() if hotwords else None
-        first = FIRST_OF_HOTWORDS if hotwords else FIRST_OF_WORDS
-        self._columns = slice(first, ALL_FIELDS if words else FIRST_OF_WORDS)
-        tokens = len(self._words[1]) if self._words else self._hotwords[3].shape[1] if self._hotwords else None
-        self._tokens, self._beam, self._threshold = tokens, beam, beam_threshold
+        self._limits = limits
+        word_tables = words.tables() if words else None
+        hotword_tables = None
+        tokens = len(word_tables[1]) if word_tables else None
+        if hotwords:
+            _, ahead, earned, codes, _ = hotwords.tables()
+            tokens, most = codes.shape[1], float(ahead.max()) + len(codes) * float(earned.max())
+            hotword_tables = (*hotwords.tables(), tokens, most)  # and a bound of what a token adds
+        self._tokens = tokens
+        self._scorer = (word_tables, hotword_tables, next(_serial))
 
     def takes(self, log_probs: NDArray[np.float64]) -> bool:
         """Whether emissions have as many tokens as the scorer's tables."""
         return self._tokens is None or self._tokens == log_probs.shape[1]
 
-    def block(
-        self,
-        log_probs: NDArray[np.float64],
-        tried: NDArray[np.bool_],
-        hypotheses: Mapping[str, NDArray],
-        frame: int,
-        trace_size: int,
-    ) -> tuple[Fields, Fields]:
-        """The fields of the hypotheses after these frames, and those of new entries of the trace.
-
-        log_probs, tried: shape = (frames, tokens); frame: number of the first one; hypotheses: their fields now.
-        """
-        rows = np.zeros(len(hypotheses["last"]), HYPOTHESIS)
-        for name, values in hypotheses.items():
-            (rows["scorer"][:, self._columns] if name == "scorer" else rows[name])[:] = values
-        after, new = _kernel.block(
-            *(frame, trace_size, log_probs.shape[1], self._beam, self._threshold),
-            *(np.ascontiguousarray(log_probs, np.float64), np.ascontiguousarray(tried), rows),
-            *(self._words, self._hotwords),
+    def step(self, log_probs: NDArray[np.float64], state: BeamState) -> BeamState:
+        """The state after these frames, shape = (frames, tokens)."""
+        hypotheses, trace, settled = _kernel.step(
+            *(state.frame, log_probs.shape[1], self._limits, self._scorer),
+            *(np.ascontiguousarray(log_probs), state.hypotheses, state.trace),
         )
-        fields, entries = _fields(after, HYPOTHESIS), _fields(new, ENTRY)
-        fields["scorer"] = fields["scorer"][:, self._columns]
-        return fields, entries
+        committed = state.committed
+        if settled:
+            committed = np.concatenate([committed, np.frombuffer(settled, ENTRY)])
+        return replace(
+            state,
+            frame=state.frame + len(log_probs),
+            hypotheses=np.frombuffer(hypotheses, HYPOTHESIS),
+            trace=np.frombuffer(trace, ENTRY),
+            committed=committed,
+        )
 
-    def final(self, state: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What WordScorer.final gives for states of it, shape = (n, 2); the search must have one."""
-        return np.frombuffer(_kernel.final(np.ascontiguousarray(state, np.int64), self._words))
+    def final(self, hypotheses: Hypotheses) -> NDArray[np.float64]:
+        """What the scorer adds if the text ends with each of these, shape = (n,)."""
+        return np.frombuffer(_kernel.final(np.ascontiguousarray(hypotheses), self._scorer))
 
     def merged(
         self, scores: NDArray[np.float64], keys: NDArray[np.uint64], ends: NDArray[np.bool_]
@@ -91,14 +71,14 @@ class Kernel:
         rows, merged = _kernel.merged(np.ascontiguousarray(scores), np.ascontiguousarray(keys), ends)
         return np.frombuffer(rows, np.int64), np.frombuffer(merged)
 
+    def follow(self, trace: Trace, heads: NDArray[np.int64], since: int) -> NDArray[np.int64]:
+        """As beam._follow."""
+        entries, columns = _kernel.follow(trace, np.ascontiguousarray(heads), since)
+        return np.frombuffer(entries, np.int64).reshape(len(heads), columns)
 
-def kernel(scorer: Scorer | None, beam: int, beam_threshold: float) -> Kernel | None:
+
+def kernel(scorer: Scorer | None, limits: tuple[int, float, int, float, int, int]) -> Kernel | None:
     """The kernel for a search with this scorer; None where it was not built, is switched off or does not know it."""
     words = scorer.base if isinstance(scorer, HotwordScorer) else scorer
     known = words is None or isinstance(words, WordScorer)
-    return Kernel(scorer, beam, beam_threshold) if _kernel and known and not os.environ.get(SWITCH) else None
-
-
-def _fields(rows: bytes, dtype: np.dtype) -> Fields:
-    table = np.frombuffer(rows, dtype)
-    return {name: np.ascontiguousarray(table[name]) for name in table.dtype.names or ()}
+    return Kernel(scorer, limits) if _kernel and known and not os.environ.get(SWITCH) else None

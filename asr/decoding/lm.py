@@ -241,6 +241,12 @@ class NgramModel:
         ]
         return self._first, self._word.low, self._word.high, *values, self._link, self.order
 
+    @cached_property
+    def most(self) -> float:
+        """No word is likelier than this in any context, in nats: usually 0 or less, where back-off weights allow it."""
+        listed = max(float(coded.table.max(initial=-np.inf)) for coded in (self._unigram, self._ngram))
+        return listed + (self.order - 1) * max(0.0, float(self._backoff.table.max(initial=0.0)))
+
     def unigrams(self) -> Floats:
         """Natural-log probability of each word on its own, shape = (words,)."""
         return self._unigram[:]
