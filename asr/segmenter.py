@@ -105,6 +105,8 @@ class Segmenter:
         """Emissions that complete a chunk, shape = (emissions, vocabulary), to the final hypothesis, if one is over."""
         self.hear(log_probs)
         self._judge.observe(self._decoder, self._state, self._length)
+        if self._length < self._longest and self._decoder.pause(self._state) < min(self._silence, self._idle):
+            return []  # as no hypothesis has been silent for so long, the best one has not
         path = self._path
         spoken = int(path.frames[-1]) + 1 if len(path.frames) else 0
         if self._length - spoken >= (self._silence if spoken else self._idle):

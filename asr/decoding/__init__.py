@@ -26,7 +26,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Recent:
-    """The last tokens of all live hypotheses.
+    """The last tokens of the likely hypotheses.
 
     tokens, frames: shape = (hypotheses, longest), -1 where a hypothesis has none; weights: shape = (hypotheses,), their
     probabilities if nothing else were possible.
@@ -64,12 +64,16 @@ class Decoder(Protocol):
         """The n best hypotheses, best first, as if the audio ended here; at least one, perhaps fewer than n."""
         ...
 
+    def pause(self, state: Any) -> int:
+        """Frames since the last token, or the start, of the live hypothesis that has had none for longest."""
+        ...
+
     def stable(self, state: Any) -> int:
         """How many leading tokens no later emission can change."""
         ...
 
     def recent(self, state: Any, since: int) -> Recent:
-        """The tokens that each live hypothesis emits from frame `since` on, after the one before them."""
+        """The tokens that each likely hypothesis emits from frame `since` on, after the one before them."""
         ...
 
     def words(self, tokens: NDArray[np.int64]) -> list[Span]:

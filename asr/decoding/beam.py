@@ -35,6 +35,7 @@ Scores = NDArray[np.float64]
 Keys = NDArray[np.uint64]
 
 SETTLE_EVERY = 16  # frames between two times at which what is old is settled and the trace compacted
+LIKELY = 9.0  # nats behind the best hypothesis within which others count for confidence
 NOTHING = -np.inf
 
 
@@ -236,16 +237,17 @@ class BeamSearch:
         return Path(path["token"].copy(), path["frame"].copy(), path["log_prob"] + prior, score, fused)
 
     def pause(self, state: BeamState) -> int:
-        """Frames since the last token of the live hypothesis that has had none for longest."""
+        """Frames since the last token, or the start, of the live hypothesis that has had none for longest."""
         last = heads(state.hypotheses).min()
         trace = state.trace if last >= 0 else state.committed
         return state.frame - 1 - int(trace["frame"][last]) if len(trace) else state.frame
 
     def recent(self, state: BeamState, since: int) -> Recent:
-        """The tokens that each live hypothesis emits from frame `since` on, after the one before them."""
+        """The tokens that each likely hypothesis emits from frame `since` on, after the one before them."""
         scores = self._final_scores(state.hypotheses)
-        weights = np.exp(scores - scores.max())
-        trace, last = state.trace, heads(state.hypotheses)
+        likely = np.flatnonzero(scores >= scores.max() - LIKELY)
+        weights = np.exp(scores[likely] - scores.max())
+        trace, last = state.trace, heads(state.hypotheses)[likely]
         entries = self._follow(trace, last, since)
         settled = state.committed["frame"]
         old = np.arange(max(0, int(np.searchsorted(settled, since)) - 1), len(settled))

@@ -59,7 +59,9 @@ class Calibration:
             raise ASRError(
                 f"the calibration of confidence has unknown evidence {unknown[0]!r}; calibrate the model again"
             )
-        if len(sizes) != 1 or min(self.deviation, default=1.0) <= 0 or min(self.weight, default=0.0) < 0:
+        numbers = np.array([self.bias, *self.mean, *self.deviation, *self.weight], np.float64)
+        fitting = len(sizes) == 1 and np.isfinite(numbers).all()
+        if not fitting or min(self.deviation, default=1.0) <= 0 or min(self.weight, default=0.0) < 0:
             raise ASRError("the calibration of confidence does not hold together; calibrate the model again")
 
     @classmethod
@@ -67,7 +69,9 @@ class Calibration:
         """That of a model's config.json, None where it has none; ASRError where it cannot be used."""
         try:
             return cls(**values) if values else None
-        except TypeError as error:
+        except ASRError:
+            raise
+        except (TypeError, ValueError) as error:
             raise ASRError(
                 f"the calibration of confidence cannot be used: {error}; calibrate the model again"
             ) from None

@@ -58,6 +58,10 @@ class Greedy:
         """The one hypothesis."""
         return [Path(state.tokens, state.frames, state.log_probs, state.score, np.zeros(len(state.tokens)))]
 
+    def pause(self, state: GreedyState) -> int:
+        """Frames since the last token, or the start."""
+        return state.frame - 1 - int(state.frames[-1]) if len(state.frames) else state.frame
+
     def stable(self, state: GreedyState) -> int:
         """All of its tokens."""
         return len(state.tokens)

@@ -56,7 +56,7 @@ def phrases(wanted: Wanted) -> dict[str, float | None]:
             raise ASRError(
                 f"the hot-word that begins with {spoken[:20]!r} has {len(spoken)} letters; it may have {MOST_LETTERS}"
             )
-        if boost is not None and not (isinstance(boost, Real) and 0 <= boost <= MOST_BOOST):
+        if boost is not None and not _may_be(boost):
             raise ASRError(f"the hot-word {phrase!r} has a boost of {boost!r}; it must be from 0 to {MOST_BOOST:g}")
         before = found.get(spoken)
         found[spoken] = boost if before is None else max(before, boost or 0.0)
@@ -81,6 +81,10 @@ def _text(phrase: object) -> str:
     if not isinstance(phrase, str):
         raise ASRError(f"the hot-word {phrase!r} is no text; write it as it is spoken")
     return phrase
+
+
+def _may_be(boost: object) -> bool:
+    return isinstance(boost, Real) and 0 <= float(boost) <= MOST_BOOST
 
 
 def _pair(phrase: object) -> tuple[str, float | None]:

@@ -37,7 +37,10 @@ class WordTimes:
         if not values:
             return cls(delay, delay, delay - emission_seconds, 0.0)
         try:
-            return cls(**{name: float(value) for name, value in values.items()})
+            times = cls(**{name: float(value) for name, value in values.items()})
+            if not np.isfinite([times.start, times.onset, times.end, times.pause]).all():
+                raise ValueError(f"{times} is not finite")
+            return times
         except (TypeError, ValueError) as error:
             raise ASRError(f"the model's word times cannot be used: {error}; calibrate the model again") from None
 
