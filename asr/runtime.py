@@ -18,6 +18,7 @@ from asr.encoder_kernel import EncoderKernel, encoder_kernel
 from asr.errors import ASRError
 from asr.features import BLOCK, FeatureConfig, Frames
 from asr.graph_file import INDEPENDENT, ROWS
+from asr.lexicon import LEXICON_FILE
 from asr.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class ModelConfig:
             raise ASRError(
                 f"chunk_frames is {self.chunk_frames}; it must be a positive multiple of {self.subsampling} frames"
             )
+        for name in ("encoder", "times", "confidence", "decoder"):
+            if not isinstance(getattr(self, name), dict):
+                raise ASRError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values")
         if self.encoder.get("kind") not in KINDS:
             raise ASRError(f"the encoder's kind is {self.encoder.get('kind')!r}; it must be one of {', '.join(KINDS)}")
 
@@ -124,6 +128,8 @@ class Model:
             raise ASRError(f"the number of threads is {threads}; it must be 1 or more")
         config = ModelConfig.load(directory)
         tokenizer = Tokenizer.load(directory)
+        if config.unit == "phones" and not tokenizer.lexicon:
+            raise ASRError(f"{directory} has no {LEXICON_FILE}, and its tokens are phones; {EXPORT_AGAIN}")
         graph = _graph(directory, precision)
         return cls(config, tokenizer, encoder_kernel(graph) or Graph(graph, threads), directory)
 

@@ -134,6 +134,9 @@ def test_without_a_calibration_it_is_the_geometric_mean() -> None:
         {"evidence": ["fit"], "mean": [0], "deviation": [1], "weight": [-1]},
         {"evidence": ["fit"], "mean": [0], "deviation": [0], "weight": [1]},
         {"evidence": ["fit"], "mean": [0, 0], "deviation": [1], "weight": [1]},
+        {"evidence": ["fit"], "mean": ["x"], "deviation": [1], "weight": [1]},
+        {"evidence": ["fit"], "mean": [0], "deviation": [1], "weight": [float("nan")]},
+        {"evidence": ["fit"], "mean": [0], "deviation": [1], "weight": [1], "bias": None},
         {"evidence": ["fit"]},
     ],
 )

@@ -126,6 +126,8 @@ def cut_short(path: Path) -> None:
         (lambda d: change_config(d, colour="red"), r"config\.json does not fit format 1.*colour"),
         (lambda d: change_config(d, chunk_frames=0), r"config\.json cannot be used: chunk_frames is 0"),
         (lambda d: change_config(d, encoder={}), r"config\.json cannot be used: the encoder's kind is None"),
+        (lambda d: change_config(d, times=5), r"config\.json cannot be used: times is 5; it must be a table"),
+        (lambda d: change_config(d, unit="phones"), r"has no lexicon\.txt, and its tokens are phones"),
         (lambda d: (d / "tokens.txt").unlink(), r"has no tokens\.txt"),
         (lambda d: (d / "tokens.txt").write_text("<blank>\na\n"), "lists 2 tokens and its graph gives 29"),
         (lambda d: cut_short(d / "encoder.int8.onnx"), r"encoder\.int8\.onnx is damaged"),

@@ -38,5 +38,6 @@ def test_without_measurement_a_token_is_late_by_the_delay_and_lasts_one_emission
 
 def test_a_config_gives_back_what_was_saved_and_names_what_is_wrong() -> None:
     assert WordTimes.from_config(MEASURED.to_config(), 0.0, 0.04) == MEASURED
-    with pytest.raises(ASRError, match="calibrate the model again"):
-        WordTimes.from_config({"start": 0.1}, 0.0, 0.04)
+    for wrong in ({"start": 0.1}, MEASURED.to_config() | {"end": "x"}, MEASURED.to_config() | {"end": float("nan")}):
+        with pytest.raises(ASRError, match="calibrate the model again"):
+            WordTimes.from_config(wrong, 0.0, 0.04)
