@@ -11,6 +11,8 @@ import copy
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from asr.decoding.tree import open_tree
 from asr.decoding.words import reader
 from asr.errors import ASRError
 from asr.features import Frames, LogMel, Samples
+from asr.overlap import Overlap
 from asr.runtime import CONFIG_FILE, LANGUAGE_MODEL_FILE, Model, State
 from asr.segmenter import EndpointRules, Hypothesis, LogProbs, Segmenter
 from asr.transcript import Seconds, Segment, Transcript
@@ -44,15 +47,24 @@ Steps = Generator[tuple[Frames, State], tuple[LogProbs, State], list[Hypothesis]
 
 
 class Recognizer:
-    """A model with its decoder. Any number of streams, in any threads, may run at the same time."""
+    """A model with its decoder. Any number of streams, in any threads, may run at the same time.
+
+    threads: more than one lets `transcribe` and `segments` decode one part of a recording while they read the next.
+    """
 
     def __init__(
-        self, model: Model, decoder: Decoder, rules: EndpointRules | None = None, gate: GateRules | None = None
+        self,
+        model: Model,
+        decoder: Decoder,
+        rules: EndpointRules | None = None,
+        gate: GateRules | None = None,
+        threads: int = 1,
     ) -> None:
         self.model = model
         self.decoder = decoder
         self.rules = rules or EndpointRules()
         self.gate = gate
+        self.threads = threads
 
     def weighted(self, lm_weight: float) -> "Recognizer":
         """The same recogniser with another weight of the language model; a greedy one is as before."""
@@ -164,15 +176,16 @@ class Recognizer:
         stream = self.stream(rate, hotwords=hotwords, nbest=nbest, partials=False)
         failure: ASRError | None = None
         samples = 0
-        try:
-            for block in blocks:
-                yield from (hypothesis.segment for hypothesis in stream.accept(block) if hypothesis.is_final)
-                samples += len(block)
-                if progress:
-                    progress(samples / rate)
-        except ASRError as error:
-            failure = error
-        yield from (hypothesis.segment for hypothesis in stream.finish())
+        with Overlap[Hypothesis]() if self.threads > 1 else nullcontext() as stream.overlap:
+            try:
+                for block in blocks:
+                    yield from (hypothesis.segment for hypothesis in stream.accept(block) if hypothesis.is_final)
+                    samples += len(block)
+                    if progress:
+                        progress(samples / rate)
+            except ASRError as error:
+                failure = error
+            yield from (hypothesis.segment for hypothesis in stream.finish())
         if failure:
             raise failure
 
@@ -210,6 +223,7 @@ class Stream:
         self._whole = False  # whether the last samples completed a chunk
         self._shown = ""  # text of the last partial hypothesis
         self._finished = False
+        self.overlap: Overlap[Hypothesis] | None = None  # of a stream without partial hypotheses
 
     @property
     def wanted(self) -> int:
@@ -268,12 +282,13 @@ class Stream:
             return []
         self._finished = True
         finals = yield from self._advance(self._resampler.flush())
+        finals += self.overlap.rest() if self.overlap else []
         self._segmenter.duration = self._samples / self._model.config.features.sample_rate
         if self._gate:
             finals += yield from self._pass(self._gate.flush())
         elif self._samples:
             finals += yield from self._end_region()
-        return finals
+        return finals + (self.overlap.rest() if self.overlap else [])
 
     def _alone(self, steps: Steps) -> list[Hypothesis]:
         self._at_once = self._model.block_frames
@@ -295,7 +310,7 @@ class Stream:
             if passage.begin is not None:
                 self._front = _FrontEnd(self._model, passage.known)
                 known = self._front.known_emissions * self._model.config.emission_seconds
-                self._segmenter.move(passage.begin / GATE_RATE + known)
+                finals += self._decode(partial(self._move, passage.begin / GATE_RATE + known))
             finals += yield from self._recognise(passage.samples)
             if passage.ends:
                 finals += yield from self._end_region()
@@ -304,20 +319,39 @@ class Stream:
     def _recognise(self, samples: Samples, last: bool = False) -> Steps:
         finals: list[Hypothesis] = []
         for features in self._front.step(samples, last, self._at_once):
-            for emissions, whole in self._front.emissions(*(yield features, self._front.state)):
-                self._pieces += 1
-                self._whole |= whole
-                if whole:
-                    finals += self._segmenter.step(emissions)
-                else:
-                    self._segmenter.hear(emissions)
+            if self.overlap:
+                finals += self.overlap.encode(partial(self._encoded, self._front, features), self._heard)
+            else:
+                finals += self._heard(self._front.emissions(*(yield features, self._front.state)))
         return finals
+
+    def _encoded(self, front: "_FrontEnd", features: Frames) -> list[tuple[LogProbs, bool]]:
+        return list(front.emissions(*self._model.step(features, front.state)))
+
+    def _heard(self, pieces: Iterable[tuple[LogProbs, bool]]) -> list[Hypothesis]:
+        finals: list[Hypothesis] = []
+        for emissions, whole in pieces:
+            self._pieces += 1
+            self._whole |= whole
+            if whole:
+                finals += self._segmenter.step(emissions)
+            else:
+                self._segmenter.hear(emissions)
+        return finals
+
+    def _move(self, origin: Seconds) -> list[Hypothesis]:
+        self._segmenter.move(origin)
+        return []
+
+    def _decode(self, work: Callable[[], list[Hypothesis]]) -> list[Hypothesis]:
+        """After what is still to be decoded."""
+        return self.overlap.decode(work) if self.overlap else work()
 
     def _end_region(self) -> Steps:
         """Lets the last words out with a little silence, and makes them final."""
         silence = self._front.tail(self._segmenter.rules.tail_seconds)
         finals = yield from self._recognise(silence, last=True)
-        return finals + self._segmenter.flush()
+        return finals + self._decode(self._segmenter.flush)
 
 
 class _FrontEnd:
@@ -392,8 +426,9 @@ def load(
 ) -> Recognizer:
     """A recogniser from a bundled model's name or a model directory.
 
-    decoder: "beam", "greedy", or "auto": beam where the model has a language model. threads: of one stream's encoder
-    where ONNX Runtime computes it; the compiled kernel takes one. precision: "int8", "fp32", or "auto", which prefers
+    decoder: "beam", "greedy", or "auto": beam where the model has a language model. threads: more than one lets
+    `transcribe` decode a part of a recording while it reads the next, and ONNX Runtime, where it computes the encoder,
+    use so many for one stream; the words are the same. precision: "int8", "fp32", or "auto", which prefers
     int8. rules: when hypotheses become final. hotwords: for all streams that name none of their own, as
     `Recognizer.hotwords` takes them; with them "auto" is beam. Raises ASRError where there is no such model or it
     cannot be read.
@@ -401,7 +436,8 @@ def load(
     if decoder not in DECODERS:
         raise ASRError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
     model = Model.load(find_model(name_or_dir), threads=threads, precision=precision)
-    recognizer = Recognizer(model, _decoder(model, "beam" if hotwords and decoder == "auto" else decoder), rules, gate)
+    search = _decoder(model, "beam" if hotwords and decoder == "auto" else decoder)
+    recognizer = Recognizer(model, search, rules, gate, threads)
     if hotwords:
         recognizer.decoder = recognizer._decoder_with(hotwords)
     return recognizer

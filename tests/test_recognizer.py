@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -296,6 +297,59 @@ def test_threads_may_share_a_recognizer(recognizer: Recognizer) -> None:
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(recognizer.transcribe, clips))
     assert together == [recognizer.transcribe(clip) for clip in clips]
+
+
+@pytest.fixture
+def overlapped(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> Recognizer:
+    """One that works on several parts of a recording, which are short, at the same time."""
+    monkeypatch.setattr("asr.recognizer.BLOCK_SECONDS", 0.7)
+    return Recognizer(recognizer.model, recognizer.decoder, recognizer.rules, threads=2)
+
+
+@pytest.mark.parametrize("gate", [None, GateRules(hangover_seconds=0.5)], ids=["no gate", "gate"])
+@pytest.mark.parametrize("rate", [8_000, RATE])
+def test_two_threads_hear_in_a_recording_what_a_stream_does(
+    overlapped: Recognizer, gate: GateRules | None, rate: int
+) -> None:
+    overlapped.gate = gate
+    pause = np.zeros(2 * rate, np.float32)
+    samples = np.concatenate([pause, *(part for clip in CLIPS[:4] for part in (speech(clip.name, rate), pause))])
+    transcript = overlapped.transcribe(samples, rate)
+    assert len(transcript.segments) > 4
+    assert transcript.segments == tuple(h.segment for h in streamed(overlapped, samples, [], rate))
+    assert transcript.duration == len(samples) / rate
+
+
+def test_what_goes_wrong_in_another_thread_is_raised_and_ends_both(
+    overlapped: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = threading.active_count()
+    for name in ("asr.recognizer.Model.step", "asr.recognizer.Segmenter.hear"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                overlapped.transcribe(np.tile(speech(), 8))
+        assert threading.active_count() == threads
+
+
+def test_a_recording_that_is_left_early_leaves_no_thread(overlapped: Recognizer) -> None:
+    threads = threading.active_count()
+    segments = overlapped.segments(np.tile(speech(), 8))
+    first = next(iter(segments))
+    assert threading.active_count() == threads + 2
+    segments.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads
+    assert first == overlapped.transcribe(speech()).segments[0]
+
+
+def test_damage_is_told_by_two_threads_too(overlapped: Recognizer, tmp_path: Path) -> None:
+    path = tmp_path / "cut.flac"
+    whole = (DATA / "19-198-0001.flac").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    segments: list[Segment] = []
+    with pytest.raises(ASRError, match=r"cut\.flac"):
+        segments.extend(overlapped.segments(path))
+    assert 3 < segments[-1].end < 8
 
 
 @pytest.mark.parametrize("length", [1, 639, 641, 16_000, 20_479, 20_480, 20_481, 30_001])

@@ -4,6 +4,7 @@ import argparse
 import glob
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             named = {"name_or_dir": str(directory.resolve()), **options}
             heard = stack.enter_context(cluster.transcribe(args.ray, recordings, named, args.nbest))
         else:
-            recognizer = asr.load(args.model, **options)
+            recognizer = asr.load(args.model, threads=min(2, _cores()), **options)
             model = recognizer.model.config.name
         for number, (recording, name) in enumerate(zip(recordings, names, strict=True)):
             if args.output_dir and name != _stem(recording):
@@ -243,6 +244,11 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --output-dir") from None
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _worth_a_bar(recordings: list[Path]) -> bool:
