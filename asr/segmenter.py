@@ -20,7 +20,11 @@ from asr.transcript import Alternative, Seconds, Segment, Word
 
 LogProbs = NDArray[np.float32]
 
-GROWING_SECONDS = 0.12  # since its last token, in which a word is likely to get another one: it would only flicker
+# A last word that is likely to get another token would only flicker, and waits so many seconds after the one before.
+GROWING_SECONDS = 0.12  # where no language model knows it
+DOUBTFUL_SECONDS = 0.2  # where it is not what the language model expects; one that is waits for nothing
+EXPECTED = 2.0  # nats of language model and hot-words from which on a word is, with PER_LENGTH
+PER_LENGTH = 6.0  # nats times the logarithm of its tokens: the more there are, the fewer words begin with them
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,6 @@ class Segmenter:
             max(1, round(seconds / self._emission_seconds))
             for seconds in (rules.silence_seconds, rules.idle_seconds, rules.max_seconds, rules.cut_seconds)
         )  # emissions
-        self._growing = round(GROWING_SECONDS / self._emission_seconds)
         self._origin: Seconds = 0.0  # in the stream, of the first emission
         self._begin = 0  # emission at which the segment begins, from the origin on
         self._spoken_until: Seconds = 0.0  # end of the last final word
@@ -143,8 +146,10 @@ class Segmenter:
     def _shown(self) -> list[Span]:
         """The words of a partial hypothesis."""
         path, spans = self._path, self._spans(self._path)
-        grows = bool(spans) and spans[-1].end == len(path.tokens)
-        return spans[:-1] if grows and self._length - 1 - int(path.frames[-1]) < self._growing else spans
+        if not spans or spans[-1].end < len(path.tokens):
+            return spans
+        age = self._length - 1 - int(path.frames[-1])
+        return spans[:-1] if age < round(_wait(path, spans[-1]) / self._emission_seconds) else spans
 
     def _cut(self, words: list[_Spoken]) -> list[Hypothesis]:
         """Ends a long segment in its longest late pause; what follows the pause begins the next one."""
@@ -239,3 +244,12 @@ class Segmenter:
         return tuple(
             Word(word.text, start, end, word.confidence) for word, start, end in zip(spoken, starts, ends, strict=True)
         )
+
+
+def _wait(path: TokenPath, word: Span) -> Seconds:
+    """How long the last word of a path is held back from partial hypotheses."""
+    before = path.fused[word.begin - 1] if word.begin else 0.0
+    added = float(path.fused[word.end - 1] - before)
+    if added == 0:
+        return GROWING_SECONDS
+    return 0.0 if added + PER_LENGTH * math.log(word.end - word.begin) > EXPECTED else DOUBTFUL_SECONDS

@@ -5,8 +5,9 @@
 starts `asr serve` (with the options after `--`) and, from a second process, opens N WebSockets at a time, each of which
 sends real speech in real time; N grows and is then halved in on, until the largest is known at which nobody is refused,
 no audio is lost and 99 of 100 chunks are answered within --bar seconds. A chunk's latency is from the moment at which
-its last sample would have been spoken to the event about it; that of a word is from its end in the audio to the first
-event that shows it, and so holds what model and search wait for.
+its last sample would have been spoken to the event about it; that of a word of the final text, mistaken or not, is from
+its end in the audio to the first event that shows it, and so holds what model and search wait for. A segment that grows
+too long is cut before words that have been shown; they count from when they were.
 
 The processor time is that of the server's event loops ("loop"), of its other threads, which recognise ("decode"), and
 of this program, which shares the machine, each for a second of one stream. "others" is what further programs took of
@@ -293,7 +294,7 @@ class _Heard:
 def _heard(came: list[tuple[float, bytes]], start: float, chunk: float, seconds: float) -> _Heard:
     """Reads the events of a stream whose audio began at a moment."""
     heard = _Heard([], [], seconds, True)
-    shown: list[tuple[float, list[dict[str, Any]]]] = []  # words of the open segment, with when they came
+    shown: list[tuple[float, list[dict[str, Any]]]] = []  # words of open segments and final ones, with when they came
     for came_at, payload in came:
         event: dict[str, Any] = json.loads(payload)
         now = came_at - start
@@ -307,7 +308,6 @@ def _heard(came: list[tuple[float, bytes]], start: float, chunk: float, seconds:
         if event["type"] == "final":
             for word in event["words"]:
                 heard.words.append(next(at for at, words in shown if _among(word, words)) - word["end"])
-            shown.clear()
     return heard
 
 

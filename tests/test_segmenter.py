@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.decoding.beam import BeamSearch
+from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy, GreedyState
+from asr.decoding.kneser_ney import build_corpus, train
 from asr.decoding.words import Spelled
 from asr.errors import ASRError
 from asr.features import FeatureConfig
 from asr.runtime import ModelConfig
-from asr.segmenter import EndpointRules, Hypothesis, LogProbs, Segmenter
+from asr.segmenter import DOUBTFUL_SECONDS, GROWING_SECONDS, EndpointRules, Hypothesis, LogProbs, Segmenter
 from asr.tokenizer import CHARACTERS
 
 CONFIG = ModelConfig("test", "1", "characters", FeatureConfig(), {"kind": "streaming"})
@@ -216,6 +217,21 @@ def test_a_word_that_is_being_spelled_is_not_shown_yet() -> None:
         partial = heard_by.partial()
         shown.append(partial.text if partial else "")
     assert shown == ["", "", "", "", "", "ab", "ab", "ab", "ab", "ab"]
+
+
+def test_a_word_that_the_language_model_expects_is_shown_at_once_and_another_one_later_than_without_it() -> None:
+    lm = train(build_corpus(["ab babab"] * 9 + ["ab abba"], 4), order=2)
+    heard_by = segmenter(decoder=BeamSearch.with_language_model(lm, CHARACTERS, BeamConfig(lm_weight=1.0)))
+    shown: dict[str, int] = {}
+    for word, script in (("babab", "ab_babab"), ("ba", "ab_ba.......")):
+        for i, letter in enumerate(script):
+            heard_by.step(emissions(letter))
+            if word in heard_by.partial_text().split():
+                shown.setdefault(word, i - script.rindex(word[-1]))
+        heard_by.flush()
+    assert shown["babab"] == 0
+    assert shown["ba"] * CONFIG.emission_seconds == pytest.approx(DOUBTFUL_SECONDS)
+    assert DOUBTFUL_SECONDS > GROWING_SECONDS
 
 
 @given(scripts, scripts, st.floats(0, 1000))
