@@ -35,6 +35,7 @@ RUNS = {
     "batch": (TINY, ["--seconds", "1"]),
     "decode": (BUNDLED, ["--limit", "1", "--beams", "8"]),
     "endurance": (TINY, ["--hours", "0.002", "--every", "0.001"]),
+    "gate": (TINY, ["--limit", "1", "--longest-pause", "0.5"]),
     "hotwords": (BUNDLED, ["--limit", "1"]),
     "streaming": (TINY, ["--limit", "1"]),
 }

@@ -24,6 +24,7 @@ def test_a_picture_is_drawn(tiny_model: Path, tmp_path: Path, section: list[str]
         (["out.txt"], "out.txt is no picture's name; end it in .png, .pdf, .svg"),
         (["out.png", "--start", "-1"], "begins at -1 s"),
         (["out.png", "--seconds", "0"], "has 0 s"),
+        (["out.png", "--start", "inf"], "begins at inf s"),
         (["out.png", "--start", "100"], "has 5.3 s; begin before its end, not at 100 s"),
     ],
 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asr.cli import UsageError
 from asr.cli.bar import Bar
 from asr.errors import ASRError
 
@@ -30,13 +31,16 @@ def run(args: argparse.Namespace) -> int:
     from asr.training import calibrate
     from asr.training.manifest import read
 
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit is {args.limit}; it must be 1 or more")
     directory = find_model(args.model)
     recognizer = load(directory)
     rate = recognizer.model.config.features.sample_rate
     if rate != calibrate.ALIGNER_RATE:
         raise ASRError(f"{directory} hears {rate} Hz; only models of {calibrate.ALIGNER_RATE} Hz can be calibrated")
     utterances = read(args.source, args.data)
-    utterances = utterances[:: max(1, len(utterances) // (args.limit or len(utterances)))]
+    count = min(args.limit or len(utterances), len(utterances))
+    utterances = [utterances[i * len(utterances) // count] for i in range(count)]
     heard: dict[str, list[Heard]] = {name: [] for name in calibrate.decoders(recognizer)}
     with Bar(len(utterances)) as bar:
         for done, utterance in enumerate(utterances):

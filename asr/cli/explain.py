@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Recognises the recording up to the end of the section and draws the section."""
     if args.picture.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{args.picture} is no picture's name; end it in {', '.join(SUFFIXES)}")
-    if not (args.start >= 0 and 0 < args.seconds < float("inf")):
+    if not (0 <= args.start < float("inf") and 0 < args.seconds < float("inf")):
         raise UsageError(
             f"the section begins at {args.start:g} s and has {args.seconds:g} s; it must not begin before 0, and last"
         )
