@@ -275,9 +275,16 @@ static int list_candidates(Search *s, const double *emission) {
     }
     s->candidates.count = n;
     bar = best - s->threshold;
+    double likeliest_beginning = -INFINITY, likeliest_inside = -INFINITY;
+    for (size_t j = 0; j < k; j++) {
+        double *most = words && words->begins[tried[j]] ? &likeliest_beginning : &likeliest_inside;
+        *most = emission[tried[j]] > *most ? emission[tried[j]] : *most;
+    }
     for (size_t i = 0; i < n; i++) {
-        double beginning, inside;
+        double beginning, inside, reached = total[i] + old[i].fused;
         most_added(&s->scorer, old[i].scorer, &beginning, &inside);
+        if (reached + likeliest_beginning + beginning < bar && reached + likeliest_inside + inside < bar)
+            continue;
         for (size_t j = 0; j < k; j++) {
             int64_t token = tried[j];
             double acoustic = (token == old[i].last ? old[i].blank : total[i]) + emission[token];
