@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future  # takes a hundredth of a second, and short recordings do without
 
 Found = TypeVar("Found")
 Encoded = TypeVar("Encoded")
@@ -18,6 +20,8 @@ class Overlap(Generic[Found]):
     """
 
     def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         self._encoder, self._decoder = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._pending: deque[Future[list[Found]]] = deque()
 

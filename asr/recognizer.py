@@ -11,7 +11,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -176,9 +176,11 @@ class Recognizer:
         stream = self.stream(rate, hotwords=hotwords, nbest=nbest, partials=False)
         failure: ASRError | None = None
         samples = 0
-        with Overlap[Hypothesis]() if self.threads > 1 else nullcontext() as stream.overlap:
+        with ExitStack() as stack:
             try:
                 for block in blocks:
+                    if samples and self.threads > 1 and not stream.overlap:  # a short recording is over before it pays
+                        stream.overlap = stack.enter_context(Overlap())
                     yield from (hypothesis.segment for hypothesis in stream.accept(block) if hypothesis.is_final)
                     samples += len(block)
                     if progress:
