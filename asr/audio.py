@@ -80,7 +80,7 @@ def _as_float(array: np.ndarray) -> np.ndarray:
             f"The array of shape {array.shape} has {array.shape[1]} channels; wanted (n, channels) with 1 to "
             f"{MAX_CHANNELS} of them: transpose it if the channels come first"
         )
-    if array.dtype.name in INTEGER_SCALES:
+    if array.dtype.kind != "f" and array.dtype.name in INTEGER_SCALES:  # the name takes a while to find
         zero, scale = INTEGER_SCALES[array.dtype.name]
         return (array.astype(np.float32) - zero) / np.float32(scale)
     if array.dtype.kind != "f":

@@ -30,7 +30,6 @@ GRAPH_FILES = {"int8": "encoder.int8.onnx", "fp32": "encoder.onnx"}  # in order 
 LANGUAGE_MODEL_FILE = "lm.bin"
 KINDS = ("streaming", "bidirectional")  # of encoders
 FEATURES, LOG_PROBS, NEXT = "features", "log_probs", "next_"  # names in the graph
-BLOCK_CHUNKS = 64  # of a call that may be long: more are no faster, and take memory
 
 State = dict[str, NDArray[np.float32]]
 
@@ -141,8 +140,7 @@ class Model:
     @property
     def block_frames(self) -> int:
         """Feature frames that a call should bring where they are there: more than a piece where that changes no bit."""
-        compiled = isinstance(self._encoder, EncoderKernel)
-        return BLOCK_CHUNKS * self.config.chunk_frames if compiled else self.piece_frames
+        return self._encoder.block_chunks * self.config.chunk_frames or self.piece_frames
 
     def start(self, batch: int = 1) -> State:
         """The state of `batch` streams that have heard nothing; empty for a bidirectional model."""
@@ -159,6 +157,8 @@ class Model:
 
 class Graph:
     """An encoder in ONNX Runtime."""
+
+    block_chunks = 0  # int8 quantises each call by itself
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self._session = session = open_graph(path, threads)

@@ -4,8 +4,9 @@
 
 The source's recordings are joined, and cut into so many FLAC files of equal length. "cold" is a process from its start
 to the last word, with import and loading of the model; "warm" is the median (and quartiles) of further passes in the
-same process. On several cores several files are transcribed at a time, and one file has as many threads for its
-encoder. "processor" is the processor time of a warm pass, which other programs disturb less than the clock on the wall.
+same process. On several cores several files are transcribed at a time, and of one file a part is read while the part
+before is encoded and the one before decoded. "processor" is the processor time of a warm pass, which other programs
+disturb less than the clock on the wall.
 """
 
 import tempfile

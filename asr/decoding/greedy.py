@@ -1,6 +1,6 @@
 """Greedy decoding: the best token of every frame, collapsed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +41,17 @@ class Greedy:
             return state
         best = log_probs.argmax(axis=1)
         values = log_probs.max(axis=1).astype(np.float64)
-        first = np.flatnonzero((best != BLANK_ID) & (np.diff(best, prepend=state.last) != 0))
+        before = np.append(state.last, best[:-1])
+        first = np.flatnonzero((best != BLANK_ID) & (best != before))
         score = state.score
         for value in values.tolist():  # one by one, so that the sum does not depend on the cutting
             score += value
+        frame, last = state.frame + len(best), int(best[-1])
+        if len(first) == 0:
+            return replace(state, frame=frame, last=last, score=score)
         return GreedyState(
-            state.frame + len(best),
-            int(best[-1]),
+            frame,
+            last,
             np.append(state.tokens, best[first]),
             np.append(state.frames, state.frame + first),
             np.append(state.log_probs, values[first]),
