@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from asr import compiled
 from asr.graph_file import INDEPENDENT, ROWS, Constants, read_constants
 
 try:
@@ -19,7 +20,6 @@ try:
 except ImportError:  # no compiler where it was installed
     _encoder_kernel = None  # type: ignore[assignment]
 
-SWITCH = "ASR_NUMPY"  # environment variable; if set, nothing compiled of ours runs
 PATH = "ASR_ENCODER"  # environment variable: an instruction set of `paths`, in place of the best one
 
 # As in _encoder_kernel.c.
@@ -37,6 +37,7 @@ class EncoderKernel:
     """The encoder of one model; threads may share it."""
 
     rows_meet = False  # of a batch
+    block_chunks = 64  # of a call that may be long: more are no faster, and take memory
 
     def __init__(self, constants: Constants, path: int) -> None:
         """Raises KeyError or ValueError where these are not the constants of a graph that the kernel knows."""
@@ -70,7 +71,7 @@ def paths() -> dict[str, int]:
 def encoder_kernel(graph: Path) -> EncoderKernel | None:
     """The kernel for a quantised graph; None where it was not built, is switched off, or does not know such graphs."""
     usable = paths()
-    if not usable or os.environ.get(SWITCH):
+    if not usable or not compiled.wanted():
         return None
     try:
         constants, metadata = read_constants(graph)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from asr.cli.bar import Bar
+from asr.compiled import SWITCH
 from asr.decoding import Decoder
 from asr.decoding.beam import BeamConfig, BeamSearch
 from asr.decoding.greedy import Greedy
-from asr.decoding.kernel import SWITCH
 from asr.decoding.lm import NgramModel
 from asr.decoding.words import reader
 from asr.recognizer import load

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr import encoder_kernel
-from asr.encoder_kernel import PATH, STATE, SWITCH, EncoderKernel, paths
+from asr.compiled import SWITCH
+from asr.encoder_kernel import PATH, STATE, EncoderKernel, paths
 from asr.features import Frames, log_mel
 from asr.graph_file import read_constants
 from asr.recognizer import find_model

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from asr.compiled import SWITCH
 from asr.decoding import kernel, lm
 from asr.decoding.beam import BeamConfig, BeamSearch, BeamState
 from asr.decoding.kneser_ney import Corpus, build_corpus, train
@@ -49,7 +50,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The kernel compiled from this checkout, which must succeed wherever a compiler is; without one all is NumPy."""
     built = build(tmp_path_factory.mktemp("build"), "asr/decoding/_kernel")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(kernel.SWITCH, raising=False)
+        patch.delenv(SWITCH, raising=False)
         if built:
             spec = importlib.util.spec_from_file_location("asr.decoding._kernel", built)
             assert spec is not None
@@ -64,7 +65,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def both(make: Callable[[], BeamSearch]) -> list[BeamSearch]:
     """The same search, compiled and in NumPy."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kernel.SWITCH, "1")
+        patch.setenv(SWITCH, "1")
         in_numpy = make()
     usual = make()
     assert in_numpy._kernel is None

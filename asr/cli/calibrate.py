@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is found and how good it is on speakers it was not found on."""
-    from asr.decoding.tree import write_tree
     from asr.recognizer import find_model, load
     from asr.training import calibrate
     from asr.training.manifest import read
@@ -61,6 +60,5 @@ def run(args: argparse.Namespace) -> int:
     if args.write:
         values = {name: calibration.to_config() for name, calibration in confidence.items()}
         replace(recognizer.model.config, times=times.to_config(), confidence=values).save(directory)
-        write_tree(directory)
         print(f"{directory}: written")
     return 0

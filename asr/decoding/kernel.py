@@ -1,12 +1,12 @@
 """The search in compiled code, where it could be built; its results are those of NumPy to the last bit."""
 
 import itertools
-import os
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from asr import compiled
 from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import HotwordScorer
 from asr.decoding.state import ENTRY, HYPOTHESIS, BeamState, Hypotheses, Trace
@@ -16,7 +16,6 @@ try:
 except ImportError:  # no compiler where it was installed
     _kernel = None  # type: ignore[assignment]
 
-SWITCH = "ASR_NUMPY"  # environment variable; if set, the search runs in NumPy
 _serial = itertools.count(1)
 
 
@@ -81,4 +80,4 @@ def kernel(scorer: Scorer | None, limits: tuple[int, float, int, float, int, int
     """The kernel for a search with this scorer; None where it was not built, is switched off or does not know it."""
     words = scorer.base if isinstance(scorer, HotwordScorer) else scorer
     known = words is None or isinstance(words, WordScorer)
-    return Kernel(scorer, limits) if _kernel and known and not os.environ.get(SWITCH) else None
+    return Kernel(scorer, limits) if _kernel and known and compiled.wanted() else None

@@ -2,7 +2,6 @@
 
 import json
 import mmap
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import BinaryIO, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from asr import compiled
 from asr.errors import ASRError
 
 try:
@@ -28,7 +28,6 @@ UNKNOWN_ID, START_ID, END_ID = range(3)
 MAGIC = b"asr-ngram-1\n"
 TRAIN_AGAIN = "make one with `asr lm train`"
 ALIGNMENT = 64  # bytes
-SWITCH = "ASR_NUMPY"  # environment variable; if set, nothing that is compiled is used
 LOW_BITS = 16
 LOW = 2**LOW_BITS - 1  # the part of a word id that a 16-bit number holds
 MOST_WORDS = 2**24
@@ -146,7 +145,7 @@ class NgramModel:
         self._words = "\n".join(words).encode() if not isinstance(words, bytes) else words
         self._word, self._unigram, self._ngram, self._backoff, self._link = word, unigram, ngram, backoff, link
         self._contexts = len(children) + 1
-        self._kernel = None if os.environ.get(SWITCH) else _kernel
+        self._kernel = _kernel if compiled.wanted() else None
         self._first = np.empty(self._contexts + 1, np.int32)  # n-gram of each context, ending with their number
         self._first[0] = 0
         self._first[1:] = counts[0]
