@@ -17,12 +17,14 @@ class EndpointRules:
     tail_seconds: float = 0.5  # of silence fed at the end of the stream, so that the last tokens come out
 
     def __post_init__(self) -> None:
+        if math.inf in (self.max_seconds, self.idle_seconds, self.tail_seconds):
+            raise ASRError("endpoint rules have figures without end; give seconds, as many as you like")
         if not (0 < self.silence_seconds < self.max_seconds and 0 < self.cut_seconds <= self.max_seconds):
             raise ASRError(
                 f"endpoint rules have {self.silence_seconds:g} s of silence, {self.max_seconds:g} s of segment and "
                 f"{self.cut_seconds:g} s of cut; silence must be above 0 and below the segment, cut no longer than it"
             )
-        if self.idle_seconds <= 0 or self.tail_seconds < 0:
+        if not (self.idle_seconds > 0 and self.tail_seconds >= 0):
             raise ASRError(
                 f"endpoint rules have {self.idle_seconds:g} s of idling and {self.tail_seconds:g} s of tail; idling "
                 "must be above 0 and the tail not below 0"

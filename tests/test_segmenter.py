@@ -261,6 +261,9 @@ def letters(hypotheses: list[Hypothesis]) -> str:
         {"idle_seconds": 0.0},
         {"tail_seconds": -1.0},
         {"silence_seconds": float("nan")},
+        {"idle_seconds": float("nan")},
+        {"tail_seconds": float("nan")},
+        {"max_seconds": float("inf")},
     ],
 )
 def test_impossible_rules_are_named(wrong: dict[str, float]) -> None:
