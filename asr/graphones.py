@@ -171,7 +171,10 @@ class Graphones:
     @classmethod
     def load(cls, path: str | Path) -> "Graphones":
         """Reads what `save` wrote; ASRError if it is missing, damaged or something else."""
-        model = NgramModel.load(path)
+        try:
+            model = NgramModel.load(path)
+        except ASRError:
+            raise ASRError(f"{path} cannot be read as a model of spelling; make one with `asr lexicon build`") from None
         if not all(label.count(":") == 1 for label in model.words[len(SPECIALS) :]):
             raise ASRError(f"{path} is a language model of words, not of graphones; make one with `asr lexicon build`")
         return cls(model)

@@ -33,7 +33,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Alternative:
-    """One reading of a segment. `score` is its log-probability in nats, comparable within the segment alone."""
+    """One reading of a segment. `score` is in nats and compares readings of one segment, nothing else."""
 
     text: str
     score: float

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from asr.ctc import collapse
 from asr.decoding import Path
-from asr.decoding.beam import SETTLE_EVERY, BeamConfig, BeamSearch, BeamState
+from asr.decoding.beam import LIKELY, SETTLE_EVERY, BeamConfig, BeamSearch, BeamState
 from asr.decoding.fusion import WordScorer
 from asr.decoding.greedy import Greedy
 from asr.decoding.kneser_ney import build_corpus, train
@@ -282,10 +282,11 @@ def test_a_prior_of_another_vocabulary_is_refused() -> None:
 
 @given(st.integers(0, 10**6), st.integers(0, 300), st.integers(-10, 310))
 @settings(max_examples=40, deadline=None)
-def test_recent_tokens_are_the_ends_of_all_live_hypotheses(seed: int, frames: int, since: int) -> None:
+def test_recent_tokens_are_the_ends_of_all_likely_hypotheses(seed: int, frames: int, since: int) -> None:
     search = BeamSearch(BeamConfig(beam=16, horizon=20))
     state = search.step(emissions(seed, frames, 4, blanks=0.5), search.start())
     paths = search.best(state, 10**6)
+    paths = [path for path in paths if path.score >= paths[0].score - LIKELY]
     expected = set()
     for path in paths:
         begin = max(0, int(np.searchsorted(path.frames, since)) - 1)
@@ -308,3 +309,18 @@ def test_what_is_fused_up_to_the_last_token_is_the_score_of_all_words(
         text = "".join(tokens[i] for i in path.tokens).replace(BOUNDARY, " ")
         assert path.fused.shape == path.tokens.shape
         assert path.fused[-1:].sum() == pytest.approx(word_score(LM, text, config), abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"beam": 0}, {"lm_weight": "0.5"}, {"token_threshold": None}, {"horizon": -1}])
+def test_settings_that_cannot_be_are_named(settings: dict) -> None:
+    with pytest.raises(ASRError, match=next(iter(settings))):
+        BeamConfig(**settings)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_no_hypothesis_has_been_silent_for_longer_than_the_pause(seed: int, frames: int) -> None:
+    search = BeamSearch(BeamConfig(beam=16, horizon=20))
+    state = search.step(emissions(seed, frames, 4, blanks=0.5), search.start())
+    last = [int(path.frames[-1]) if len(path.frames) else -1 for path in search.best(state, 10**6)]
+    assert search.pause(state) == frames - 1 - min(last)

@@ -224,6 +224,12 @@ def test_the_verb_builds_pronounces_and_spells(tmp_path: Path, capsys: pytest.Ca
     assert "--words" in capsys.readouterr().err
 
 
+def test_a_broken_model_of_spelling_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "graphones.bin").write_bytes(b"asr-lm")
+    with pytest.raises(ASRError, match=r"graphones.bin .*asr lexicon build"):
+        Graphones.load(tmp_path / "graphones.bin")
+
+
 def test_a_dictionary_with_other_phones_is_refused_by_line(tmp_path: Path) -> None:
     (tmp_path / "bad.dict").write_text("dog D AO1 G\ncat K XX T\n")
     with pytest.raises(ASRError, match=r"line 2, cat: .*'XX'"):

@@ -56,6 +56,9 @@ class BeamConfig:
     prior: tuple[float, ...] = ()  # log of each token's mean probability in the model's emissions
 
     def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            if name != "prior" and not isinstance(given, int | float):
+                raise ASRError(f"the decoder's {name} is {given!r}; it must be a number")
         object.__setattr__(self, "prior", tuple(self.prior))
         for name, low in (
             ("beam", 1),
