@@ -4,7 +4,7 @@
 
 All delays are on the clock of the audio, as on a machine that is never late; the processor time of a chunk is beside
 them. Where a word ends acoustically is taken from the likeliest alignment of the reference (`asr.ctc.align`) to the
-model's own emissions, less the delay that the model is known to have (`delay_seconds` of its configuration). A word
+model's own emissions, less the delays that `asr calibrate` has measured, as for the words of a hypothesis. A word
 counts only where it was heard rightly.
 """
 
@@ -19,12 +19,14 @@ import numpy as np
 
 from asr.audio import read_blocks
 from asr.ctc import align, word_spans
+from asr.decoding.times import WordTimes
 from asr.errors import ASRError
 from asr.features import Samples, log_mel
 from asr.recognizer import Recognizer
 from asr.runtime import Model
 from asr.segmenter import Hypothesis
 from asr.text import normalize
+from asr.tokenizer import BOUNDARY
 from asr.training.manifest import Utterance
 from asr.transcript import Seconds, Word
 
@@ -124,14 +126,19 @@ def word_ends(model: Model, samples: Samples, reference: str) -> list[Seconds]:
     for begin in range(0, len(frames) - length + 1, length):
         log_probs, state = model.step(frames[None, begin : begin + length], state)
         emissions.append(log_probs[0])
+    tokens = model.tokenizer.tokens
     try:
         spans = align(np.concatenate(emissions)[config.lookahead :], model.tokenizer.encode(reference))
     except (ASRError, ValueError):
         return []
-    ends = [
-        end * config.emission_seconds - config.delay_seconds for *_, end in word_spans(spans, model.tokenizer.tokens)
-    ]
-    return ends if len(ends) == len(reference.split()) else []
+    bounds = [(begin, end) for _, begin, end in word_spans(spans, tokens)]
+    if len(bounds) != len(reference.split()):
+        return []
+    starts = [span.start for span in spans if tokens[span.token] != BOUNDARY]
+    first = np.array([begin for begin, _ in bounds])
+    last = np.array([max(start for start in starts if start < end) for _, end in bounds])
+    times = WordTimes.from_config(config.times, config.delay_seconds, config.emission_seconds)
+    return times.spans(first * config.emission_seconds, last * config.emission_seconds)[1].tolist()
 
 
 def _count(
