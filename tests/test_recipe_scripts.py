@@ -1,4 +1,4 @@
-"""Small programs of the recipes: losses drawn, cells compared at equal size, recordings split fairly."""
+"""Small programs of the recipes: losses drawn, weights averaged, cells compared, recordings split fairly."""
 
 import importlib.util
 import sys
@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from asr.encoder import Encoder
 from asr.text import normalize
-from asr.training.config import read_config
+from asr.tokenizer import Tokenizer
+from asr.training.checkpoint import Checkpoint, load, save
+from asr.training.config import TrainingConfig, read_config
 from asr.training.manifest import COLUMNS, Utterance, read
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -32,7 +34,8 @@ def script(path: str) -> ModuleType:
     return module
 
 
-losses, compare, demonstrate = (script(name) for name in ("losses", "cells/compare", "finetune/demonstrate"))
+losses, average = script("losses"), script("average")
+compare, demonstrate = script("cells/compare"), script("finetune/demonstrate")
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=2000))
@@ -113,3 +116,32 @@ def test_a_voice_s_recordings_are_halved_by_name() -> None:
     names = [Utterance(Path(f"1-{n}.ogg"), 1.0, "1", "c", "Words.") for n in range(400)]
     share = np.mean([demonstrate.is_for_learning(u) for u in names])
     assert 0.4 < share < 0.6
+
+
+def run_of(weights: dict[str, torch.Tensor]) -> Checkpoint:
+    return Checkpoint(TrainingConfig(), Tokenizer(), weights, weights, {"state": {0: 1}}, 7, 1, 2, 3.0)
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 5)), min_size=1, max_size=4))
+def test_averaged_weights_are_the_mean_by_shares(runs: list[tuple[float, float]]) -> None:
+    values, shares = zip(*runs, strict=True)
+    found = average.average([run_of({"w": torch.full((2,), value)}) for value in values], shares)
+    assert found.average["w"].tolist() == pytest.approx([np.average(values, weights=shares)] * 2, abs=1e-4)
+    assert found.weights["w"].equal(found.average["w"])
+    assert found.step == 7
+    assert found.optimizer["state"] == {}
+
+
+def test_runs_are_averaged_and_wrong_ones_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, size in (("a", 2), ("b", 2), ("c", 3)):
+        (tmp_path / name).mkdir()
+        save(run_of({"w": torch.full((size,), float(size))}), tmp_path / name / "last.pt")
+    a, b, c, out = (str(tmp_path / name) for name in ("a", "b", "c", "out"))
+    assert average.main([f"{a}=1", f"{b}=3", "--output", out]) == 0
+    assert load(out).average["w"].tolist() == [2.0, 2.0]
+    assert average.main([f"{a}=1", f"{c}=1", "--output", out]) == 1
+    assert "shapes" in capsys.readouterr().err
+    for wrong in (a, f"{a}=0", f"{a}=x", "=1"):
+        with pytest.raises(SystemExit):
+            average.main([wrong, "--output", out])
+        assert "share" in capsys.readouterr().err
