@@ -30,6 +30,7 @@ from asr.tokenizer import Tokenizer
 from asr.training import checkpoint
 from asr.training.config import AugmentConfig, DataConfig, OptimizerConfig, TrainingConfig
 from asr.training.data import AudioStore, Batch, TrainingBatches
+from asr.training.denominator import log_denominator, trigrams
 from asr.training.log import RunLog
 from asr.training.manifest import COLUMNS, read
 from asr.training.processes import Place
@@ -375,6 +376,23 @@ def test_letters_and_a_second_view_add_to_what_is_made_small_but_not_to_the_loss
         beside = ctc_loss(log_probs[..., 29:], lengths, twice.letters, twice.letter_lengths).sum()
     assert float(nll) == pytest.approx(2 * float(once), rel=1e-4)
     assert float(loss) == pytest.approx(float(nll + 0.5 * beside), rel=1e-4)
+
+
+def test_the_denominator_adds_the_likelihood_of_all_texts_and_a_large_vocabulary_is_refused(tmp_path: Path) -> None:
+    learner, corpus = learner_for(tiny(denominator=0.5))
+    batch = batch_of(corpus, [0, 2])
+    with torch.no_grad():
+        log_probs, lengths = learner._encoder(batch.features, batch.lengths)
+        nll, loss = learner._losses(log_probs, lengths, batch)
+        language = torch.from_numpy(trigrams([corpus.tokenizer.encode(normalize(clip.text)) for clip in CLIPS], 29))
+        of_all = log_denominator(log_probs, lengths, language).sum()
+    assert float(loss) == pytest.approx(float(nll + 0.5 * of_all), rel=1e-4)
+    assert float(of_all) < 0 < float(nll + of_all)
+    config = tiny(denominator=0.5)
+    with pytest.raises(
+        ASRError, match=r"sums over all pairs of tokens, of which there are 70; at most 64 are possible"
+    ):
+        train(replace(config, data=replace(config.data, unit="pieces", pieces=70)), DATA, tmp_path, workers=0)
 
 
 def test_a_speaker_is_not_in_both_training_and_dev(tmp_path: Path) -> None:

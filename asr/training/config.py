@@ -85,6 +85,7 @@ class OptimizerConfig:
     clip_norm: float = 2.0
     average: float = 0.999  # decay of the exponential moving average of the weights: about the last 1 / (1 - decay)
     letters: float = 0.0  # weight of a second loss, of letters beside phones or pieces; 0: none
+    denominator: float = 0.0  # weight of the likelihood of all texts (CTC-CRF), below 1; 0: plain CTC
     consistency: float = 0.0  # weight of the divergence between two masked views of an utterance (CR-CTC); 0: one view
     seed: int = 1
     checkpoint_minutes: float = 3.0  # 0: after every step
@@ -105,7 +106,8 @@ class OptimizerConfig:
             _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
         for name in ("peak_rate", "clip_norm"):
             _require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
-        _require(0 <= self.average < 1, "optimizer.average", self.average, "at least 0 and below 1")
+        for name in ("average", "denominator"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "at least 0 and below 1")
 
 
 @dataclass(frozen=True)

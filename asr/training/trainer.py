@@ -33,6 +33,7 @@ from asr.training import checkpoint
 from asr.training.checkpoint import BEST, LAST, Checkpoint
 from asr.training.config import OptimizerConfig, TrainingConfig, differences
 from asr.training.data import LETTERS, AudioStore, Batch, PlainBatches, TrainingBatches, prefetched, statistics, usable
+from asr.training.denominator import LARGEST_VOCABULARY, log_denominator, trigrams
 from asr.training.log import RunLog
 from asr.training.manifest import Utterance, read
 from asr.training.processes import Interruption, Place, joined
@@ -62,6 +63,7 @@ class Learner:
         auxiliary = len(LETTERS.tokens) if config.optimizer.letters else 0
         encoder = replace(config.encoder, vocabulary=vocabulary, auxiliary=auxiliary)
         self.config = replace(config, encoder=encoder)
+        self._language = _language(corpus).to(place.device) if config.optimizer.denominator else None
         self._tokenizer, self._place = corpus.tokenizer, place
         torch.manual_seed(config.optimizer.seed)
         self._encoder = Encoder(self.config.encoder)
@@ -120,6 +122,8 @@ class Learner:
         main, letters = log_probs.split((shape.vocabulary, shape.auxiliary), -1)
         nll = ctc_loss(main, lengths, batch.targets, batch.target_lengths).sum()
         loss = nll
+        if self._language is not None:
+            loss = loss + options.denominator * log_denominator(main, lengths, self._language).sum()
         if options.letters:
             loss = loss + options.letters * ctc_loss(letters, lengths, batch.letters, batch.letter_lengths).sum()
         if options.consistency:
@@ -354,6 +358,18 @@ def _lexicon(name_or_path: str) -> Lexicon:
     """A lexicon file, or that of a bundled model."""
     path = Path(name_or_path)
     return Lexicon.load(path if path.is_file() else find_model(name_or_path) / LEXICON_FILE)
+
+
+def _language(corpus: Corpus) -> Tensor:
+    """The denominator's model of tokens, from the texts that are learnt from."""
+    tokenizer = corpus.tokenizer
+    if len(tokenizer.tokens) > LARGEST_VOCABULARY:
+        raise ASRError(
+            f"optimizer.denominator sums over all pairs of tokens, of which there are {len(tokenizer.tokens)}; at most "
+            f"{LARGEST_VOCABULARY} are possible: set data.unit to phones or characters, or optimizer.denominator to 0"
+        )
+    texts = (tokenizer.encode(normalize(u.text)) for u in corpus.utterances)
+    return torch.from_numpy(trigrams(texts, len(tokenizer.tokens)))
 
 
 def _begin_from(encoder: Encoder, init: Checkpoint, tokens: list[str]) -> None:
