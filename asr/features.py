@@ -11,9 +11,9 @@ from asr.errors import ASRError
 Samples = NDArray[np.float32]
 Frames = NDArray[np.float32]
 
-BLOCK = 8  # frames per matrix product: always the same shape, hence the same bits for any cutting of the samples
+BLOCK = 4  # frames per matrix product: always the same shape, hence the same bits for any cutting of the samples
 
-AT_ONCE = 16 * BLOCK  # frames whose spectra are in memory together; with more of them the cache overflows
+AT_ONCE = 32 * BLOCK  # frames whose spectra are in memory together; with more of them the cache overflows
 
 
 @dataclass(frozen=True)

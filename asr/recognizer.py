@@ -35,7 +35,7 @@ from asr.transcript import Seconds, Segment, Transcript
 from asr.vad import SAMPLE_RATE as GATE_RATE
 from asr.vad import Gate, GateRules, Passage
 
-AT_ONCE = 4  # pieces of a stream, if there are so many, that the encoder takes in a batch with those of others
+AT_ONCE = 8  # pieces of a stream, if there are so many, that the encoder takes in a batch with those of others
 BLOCK_SECONDS = 10.0  # of a recording that is in memory at once
 
 PACKAGE = Path(__file__).parent

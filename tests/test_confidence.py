@@ -138,6 +138,7 @@ def test_without_a_calibration_it_is_the_geometric_mean() -> None:
         {"evidence": ["fit"], "mean": [0], "deviation": [1], "weight": [float("nan")]},
         {"evidence": ["fit"], "mean": [0], "deviation": [1], "weight": [1], "bias": None},
         {"evidence": ["fit"]},
+        {"evidence": [], "mean": [], "deviation": [], "weight": []},
     ],
 )
 def test_a_calibration_that_cannot_be_used_is_named(wrong: dict[str, list[float]]) -> None:

@@ -60,7 +60,7 @@ class Calibration:
                 f"the calibration of confidence has unknown evidence {unknown[0]!r}; calibrate the model again"
             )
         numbers = np.array([self.bias, *self.mean, *self.deviation, *self.weight], np.float64)
-        fitting = len(sizes) == 1 and np.isfinite(numbers).all()
+        fitting = sizes == {len(self.evidence) or None} and np.isfinite(numbers).all()
         if not fitting or min(self.deviation, default=1.0) <= 0 or min(self.weight, default=0.0) < 0:
             raise ASRError("the calibration of confidence does not hold together; calibrate the model again")
 
@@ -82,11 +82,11 @@ class Calibration:
 
     def probabilities(self, evidence: Mapping[str, Values]) -> Values:
         """Of being right, from evidence of each kind, shape = (words,); what is NaN counts as average."""
-        odds: Any = self.bias
-        for name, mean, deviation, weight in zip(self.evidence, self.mean, self.deviation, self.weight, strict=True):
-            standard = np.clip((evidence[name] - mean) / deviation, -CLIP, CLIP)
-            odds = odds + weight * np.nan_to_num(standard, nan=0.0)
-        return np.asarray(1 / (1 + np.exp(-odds)))
+        mean, deviation, weight = (np.array(of)[:, None] for of in (self.mean, self.deviation, self.weight))
+        values = np.array([evidence[name] for name in self.evidence])  # (kinds, words)
+        known = np.where(np.isnan(values), mean, values)
+        standard = np.minimum(np.maximum((known - mean) / deviation, -CLIP), CLIP)
+        return np.asarray(1 / (1 + np.exp(-(self.bias + (weight * standard).sum(axis=0)))))
 
 
 class _Words(NamedTuple):
