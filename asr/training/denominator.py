@@ -43,7 +43,7 @@ def log_denominator(log_probs: Tensor, lengths: Tensor, model: Tensor) -> Tensor
     log_probs: shape = (batch, frames, vocabulary); model: of `trigrams`. Its gradient is the posterior of each token in
     each frame under all texts.
     """
-    return _LogDenominator.apply(log_probs, lengths, model)  # type: ignore[no-any-return, no-untyped-call]
+    return _LogDenominator.apply(log_probs, lengths, model)
 
 
 class _LogDenominator(torch.autograd.Function):
