@@ -408,8 +408,10 @@ class _FrontEnd:
         """Emissions that the encoder has made, shape = (emissions, vocabulary), cut where chunks end, and whether."""
         self.state = state
         length = self._config.chunk_frames // self._config.subsampling
-        ends = range(length - self._heard % length, log_probs.shape[1], length)
-        for piece in np.split(log_probs[0], ends):
+        begin, count = 0, log_probs.shape[1]
+        while begin < count:
+            piece = log_probs[0, begin : begin + length - self._heard % length]
+            begin += len(piece)
             self._heard += len(piece)
             early = min(self._early, len(piece))
             self._early -= early

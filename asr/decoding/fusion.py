@@ -18,7 +18,7 @@ from asr.lexicon import Lexicon
 from asr.tokenizer import BOUNDARY
 
 MOST_HOMOPHONES = 8  # words that sound alike, the likeliest, that a search tells apart
-REMEMBERED = 4096  # sounds whose nodes are kept at hand
+REMEMBERED = 4096  # sounds whose words are kept at hand
 NO_CONTEXT = 0  # of an n-gram model
 
 
@@ -89,7 +89,7 @@ class WordScorer:
         self._ranks, self._lexicon = ranks, lexicon
         self._letters = Letters([tokens[i] for i in self.columns])
         self._spelled = Spelled([tokens[i] for i in self.columns])
-        self._node = lru_cache(maxsize=REMEMBERED)(self.tree.find)
+        self._said = lru_cache(maxsize=REMEMBERED)(self._look_up)
 
     def weighted(self, lm_weight: float) -> "WordScorer":
         """The same with another weight of the language model."""
@@ -147,15 +147,23 @@ class WordScorer:
         spans = self._spelled.words(tokens)
         if not self._lexicon or not spans:
             return spans
-        nodes = np.array([self._node(span.text) for span in spans])
-        rank = np.array([self._rank[tokens[span.end]] if span.end < len(tokens) else 0 for span in spans])
-        ids = self.tree.word(nodes, rank)
-        if spans[-1].end == len(tokens) and self.tree.count[nodes[-1]] > 1:
-            ids[-1] = self._likeliest(ids[:-1], nodes[-1])
-        return [
-            span._replace(text=self._lm.spelling(i) if i != UNKNOWN_ID else self._lexicon.text(span.text))
-            for span, i in zip(spans, ids.tolist(), strict=True)
-        ]
+        last = len(tokens)
+        said = [self._said(span.text, int(self._rank[tokens[span.end]]) if span.end < last else 0) for span in spans]
+        node, _, _ = said[-1]
+        if spans[-1].end == last and self.tree.count[node] > 1:
+            word = self._likeliest(np.array([word for _, word, _ in said[:-1]], np.int64), node)
+            said[-1] = node, word, self._lm.spelling(word)
+        return [span._replace(text=text) for span, (_, _, text) in zip(spans, said, strict=True)]
+
+    def _look_up(self, sound: str, rank: int) -> tuple[int, int, str]:
+        """Node of what sounds so, and the word of this rank there: its number in the model, and how it is written."""
+        node = self.tree.find(sound)
+        word = int(self.tree.word(np.array([node]), np.array([rank]))[0])
+        return (
+            node,
+            word,
+            self._lexicon.text(sound) if word == UNKNOWN_ID and self._lexicon else self._lm.spelling(word),
+        )
 
     def _likeliest(self, before: Ids, node: int) -> int:
         """Of the words that a node completes, the one to follow those before it."""
