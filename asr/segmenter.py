@@ -23,7 +23,7 @@ LogProbs = NDArray[np.float32]
 # A last word that is likely to get another token would only flicker, and waits so many seconds after the one before.
 GROWING_SECONDS = 0.12  # where no language model knows it
 DOUBTFUL_SECONDS = 0.2  # where it is not what the language model expects; one that is waits for nothing
-EXPECTED = 2.0  # nats of language model and hot-words from which on a word is, with PER_LENGTH
+EXPECTED = 3.0  # nats of language model and hot-words from which on a word is, with PER_LENGTH
 PER_LENGTH = 6.0  # nats times the logarithm of its tokens: the more there are, the fewer words begin with them
 
 
