@@ -53,6 +53,21 @@ class Corpus:
     left_out: int  # utterances whose length, text or corpus excludes them from training
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """Negative log-likelihood of texts, less that of all texts times `denominator`, given a model of `language`."""
+
+    denominator: float = 0.0
+    language: Tensor | None = None
+
+    def __call__(self, log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """The sum over a batch in nats, of arguments as for `ctc_loss`."""
+        total = ctc_loss(log_probs, lengths, targets, target_lengths).sum()
+        if self.language is None:
+            return total
+        return total + self.denominator * log_denominator(log_probs, lengths, self.language).sum()
+
+
 class Learner:
     """Encoder, averaged weights and optimizer, and how far they have come: `batch` batches into `epoch`."""
 
@@ -63,7 +78,8 @@ class Learner:
         auxiliary = len(LETTERS.tokens) if config.optimizer.letters else 0
         encoder = replace(config.encoder, vocabulary=vocabulary, auxiliary=auxiliary)
         self.config = replace(config, encoder=encoder)
-        self._language = _language(corpus).to(place.device) if config.optimizer.denominator else None
+        language = _language(corpus).to(place.device) if config.optimizer.denominator else None
+        self.criterion = Criterion(config.optimizer.denominator, language)
         self._tokenizer, self._place = corpus.tokenizer, place
         torch.manual_seed(config.optimizer.seed)
         self._encoder = Encoder(self.config.encoder)
@@ -105,8 +121,8 @@ class Learner:
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16):
             log_probs, lengths = self._model(batch.features, batch.lengths)
-        nll, loss = self._losses(log_probs, lengths, batch)
-        total, tokens = self._place.sum(torch.stack((nll.detach(), batch.target_lengths.sum().to(nll))))
+        told, loss = self._losses(log_probs, lengths, batch)
+        total, tokens = self._place.sum(torch.stack((told.detach(), batch.target_lengths.sum().to(told))))
         (loss * world / tokens).backward()  # DistributedDataParallel divides the sum of gradients by `world`
         norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), self.config.optimizer.clip_norm))
         if norm < float("inf"):
@@ -117,18 +133,16 @@ class Learner:
         return float(total / tokens), norm, rate
 
     def _losses(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of the batch's texts, and with it all that is to be made small; sums, in nats."""
+        """The criterion of the batch's texts, and with it all that is to be made small; sums, in nats."""
         shape, options = self.config.encoder, self.config.optimizer
         main, letters = log_probs.split((shape.vocabulary, shape.auxiliary), -1)
-        nll = ctc_loss(main, lengths, batch.targets, batch.target_lengths).sum()
-        loss = nll
-        if self._language is not None:
-            loss = loss + options.denominator * log_denominator(main, lengths, self._language).sum()
+        told = self.criterion(main, lengths, batch.targets, batch.target_lengths)
+        loss = told
         if options.letters:
             loss = loss + options.letters * ctc_loss(letters, lengths, batch.letters, batch.letter_lengths).sum()
         if options.consistency:
             loss = loss + options.consistency * divergence(log_probs, lengths)
-        return nll, loss
+        return told, loss
 
     def checkpoint(self) -> Checkpoint:
         """Everything, as it is now."""
@@ -186,7 +200,9 @@ def train(
                     continue
                 log.train(learner.step, loss, norm, rate, batch.seconds * place.world)
                 if corpus.dev and (learner.step % options.dev_every == 0 or learner.step == options.steps):
-                    measured = measure(learner.average, corpus.dev, corpus.tokenizer, place.device, workers)
+                    measured = measure(
+                        learner.average, corpus.dev, corpus.tokenizer, place.device, learner.criterion, workers
+                    )
                     if log.dev(learner.step, *measured):
                         checkpoint.save(learner.checkpoint(), output / BEST)
                 if time.monotonic() - saved >= 60 * options.checkpoint_minutes:
@@ -241,25 +257,30 @@ def gather(sources: list[str], data: Path) -> list[Utterance]:
 
 
 def measure(
-    encoder: Encoder, batches: PlainBatches, tokenizer: Tokenizer, device: torch.device, workers: int = 0
+    encoder: Encoder,
+    batches: PlainBatches,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    criterion: Criterion,
+    workers: int = 0,
 ) -> tuple[float, float, float]:
-    """Loss in nats per token, and greedy word and character error rates, of plain utterances."""
+    """Loss by the criterion in nats per token, and greedy word and character error rates, of plain utterances."""
     import jiwer
 
     encoder.eval()
-    nll, count = 0.0, 0
+    total, count = 0.0, 0
     references, hypotheses = [], []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
         for batch in prefetched(batches, range(len(batches)), workers):
             log_probs, lengths = encoder(batch.features.to(device), batch.lengths.to(device))
             log_probs = log_probs[..., : len(tokenizer.tokens)]
-            nll += float(ctc_loss(log_probs, lengths, batch.targets.to(device), batch.target_lengths.to(device)).sum())
+            total += float(criterion(log_probs, lengths, batch.targets.to(device), batch.target_lengths.to(device)))
             count += int(batch.target_lengths.sum())
             texts = batch.targets.split(batch.target_lengths.tolist())
             references += [tokenizer.decode(ids.tolist()) for ids in texts]
             for row, length in zip(log_probs.argmax(-1).cpu().numpy(), lengths.tolist(), strict=True):
                 hypotheses.append(tokenizer.decode(collapse(row[:length])[0].tolist()))
-    return nll / count, jiwer.wer(references, hypotheses), jiwer.cer(references, hypotheses)
+    return total / count, jiwer.wer(references, hypotheses), jiwer.cer(references, hypotheses)
 
 
 def _beginning(
