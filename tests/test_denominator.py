@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.ctc import ctc_loss, frames_needed
-from asr.training.denominator import EDGE, log_denominator, trigrams
+from asr.training.denominator import EDGE, log_denominator, log_prior, trigrams
 
 TEXTS = [[1, 2, 2], [2, 1], [1, 1, 2], [], [2]]
 
@@ -26,10 +26,10 @@ def spelt_out(log_probs: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
         for text in product(range(1, vocabulary), repeat=size):
             if frames_needed(list(text)) > frames:
                 continue
-            padded = [EDGE, EDGE, *text, EDGE]
-            prior = sum(model[padded[i], padded[i + 1], padded[i + 2]].log() for i in range(size + 1))
-            targets = torch.tensor([list(text)], dtype=torch.long).reshape(1, size)
-            terms.append(prior - ctc_loss(log_probs, torch.tensor([frames]), targets, torch.tensor([size]))[0])
+            targets = torch.tensor(text, dtype=torch.long)
+            lengths = torch.tensor([frames]), torch.tensor([size])
+            nll = ctc_loss(log_probs, lengths[0], targets[None], lengths[1])
+            terms.append((log_prior(targets, lengths[1], model) - nll)[0])
     return torch.stack(terms).logsumexp(0)
 
 
@@ -67,6 +67,17 @@ def test_long_speech_neither_overflows_nor_vanishes() -> None:
     assert log_probs.grad is not None
     assert log_probs.grad.isfinite().all()
     assert (result < 0).all()
+
+
+def test_a_text_is_as_likely_as_its_tokens_with_its_end() -> None:
+    model = torch.from_numpy(trigrams(TEXTS, 3))
+    found = log_prior(torch.tensor([1, 2, 2]), torch.tensor([2, 0, 1]), model).exp()
+    expected = [
+        model[EDGE, EDGE, 1] * model[EDGE, 1, 2] * model[1, 2, EDGE],
+        model[EDGE, EDGE, EDGE],
+        model[EDGE, EDGE, 2] * model[EDGE, 2, EDGE],
+    ]
+    torch.testing.assert_close(found, torch.stack(expected))
 
 
 @given(st.lists(st.lists(st.integers(1, 4), max_size=6), min_size=1, max_size=5))

@@ -37,6 +37,13 @@ def trigrams(texts: Iterable[list[int]], vocabulary: int) -> NDArray[np.float32]
     return given.astype(np.float32)
 
 
+def log_prior(targets: Tensor, target_lengths: Tensor, model: Tensor) -> Tensor:
+    """Log-probability of each text under a model of `trigrams`, in nats, shape = (batch,); targets: all in one row."""
+    edge = targets.new_tensor([EDGE])
+    texts = [torch.cat((edge, edge, text, edge)) for text in targets.split(target_lengths.tolist())]
+    return torch.stack([model[text[:-2], text[1:-1], text[2:]].log().sum() for text in texts])
+
+
 def log_denominator(log_probs: Tensor, lengths: Tensor, model: Tensor) -> Tensor:
     """Logarithm of the sum over texts of p(text) p_ctc(text | audio), in nats, shape = (batch,).
 

@@ -33,7 +33,7 @@ from asr.training import checkpoint
 from asr.training.checkpoint import BEST, LAST, Checkpoint
 from asr.training.config import OptimizerConfig, TrainingConfig, differences
 from asr.training.data import LETTERS, AudioStore, Batch, PlainBatches, TrainingBatches, prefetched, statistics, usable
-from asr.training.denominator import LARGEST_VOCABULARY, log_denominator, trigrams
+from asr.training.denominator import LARGEST_VOCABULARY, log_denominator, log_prior, trigrams
 from asr.training.log import RunLog
 from asr.training.manifest import Utterance, read
 from asr.training.processes import Interruption, Place, joined
@@ -55,7 +55,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Criterion:
-    """Negative log-likelihood of texts, less that of all texts times `denominator`, given a model of `language`."""
+    """Negative log-likelihood of texts by CTC, and `denominator` times that of them among all texts of a language."""
 
     denominator: float = 0.0
     language: Tensor | None = None
@@ -65,7 +65,8 @@ class Criterion:
         total = ctc_loss(log_probs, lengths, targets, target_lengths).sum()
         if self.language is None:
             return total
-        return total + self.denominator * log_denominator(log_probs, lengths, self.language).sum()
+        of_all = log_denominator(log_probs, lengths, self.language) - log_prior(targets, target_lengths, self.language)
+        return total + self.denominator * of_all.sum()
 
 
 class Learner:
