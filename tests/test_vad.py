@@ -62,7 +62,9 @@ rules = st.builds(
 
 
 def of_spans(spans: list[tuple[int, bool]]) -> Samples:
-    return np.concatenate([np.zeros(0, np.float32), *(np.full(n, 0.5 * loud, np.float32) for n, loud in spans)])
+    """Silence and the highest tone there is: samples that are all alike would be an offset, which is no sound."""
+    tone = np.tile(np.array([0.5, -0.5], np.float32), 2 * SECOND)
+    return np.concatenate([np.zeros(0, np.float32), *(tone[:n] * loud for n, loud in spans)])
 
 
 @given(spans, rules, st.lists(st.integers(0, 10 * SECOND), max_size=10))
@@ -79,7 +81,7 @@ def test_every_loud_sample_is_passed_once_whatever_the_cutting(
         np.testing.assert_array_equal(heard[: len(samples) - begin], samples[begin : begin + len(heard)])
         passed[begin + known : begin + len(heard)] += 1
     assert passed.max(initial=0) <= 1
-    assert passed[: len(samples)][samples > 0].min(initial=1) == 1
+    assert passed[: len(samples)][samples != 0].min(initial=1) == 1
 
 
 def test_a_region_begins_before_the_speech_and_ends_after_it() -> None:
