@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8300, metavar="P", help="of HTTP and WebSockets (default: 8300; 0: any free one)")
     add("--wyoming-port", type=int, metavar="P", help="of Home Assistant's protocol (usual: 10300; default: none)")
     add("--model", default="en", metavar="M", help="name or folder of a model (default: en)")
-    add("--greedy", action="store_true", help="no beam search: more streams, twice the errors")
+    add("--greedy", action="store_true", help="no beam search: more streams, nearly thrice the errors")
     add("--workers", type=int, metavar="N", help=f"processes (default: one for each core, up to {MOST_WORKERS})")
     add("--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may connect; repeatable")
     add("--max-streams", type=int, default=100, metavar="N", help="live at the same time (default: 100)")

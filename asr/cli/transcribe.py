@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=(*FORMATS, "all"), metavar="F", default="txt", help=FORMAT_HELP)
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write DIR/NAME.FORMAT for each recording")
     parser.add_argument("--model", default="en", metavar="M", help="name or folder of a model (default: en)")
-    parser.add_argument("--greedy", action="store_true", help="no beam search: several times faster, twice the errors")
+    parser.add_argument("--greedy", action="store_true", help="no beam search: twice as fast, nearly thrice the errors")
     parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the raw samples on standard input")
     nbest = "show the N likeliest readings of each segment with their scores in nats (--format txt or json)"
     parser.add_argument("--nbest", type=int, default=1, metavar="N", help=nbest)

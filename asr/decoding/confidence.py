@@ -60,7 +60,7 @@ class Calibration:
                 f"the calibration of confidence has unknown evidence {unknown[0]!r}; calibrate the model again"
             )
         numbers = np.array([self.bias, *self.mean, *self.deviation, *self.weight], np.float64)
-        fitting = sizes == {len(self.evidence) or None} and np.isfinite(numbers).all()
+        fitting = len(self.evidence) > 0 and len(sizes) == 1 and np.isfinite(numbers).all()
         if not fitting or min(self.deviation, default=1.0) <= 0 or min(self.weight, default=0.0) < 0:
             raise ASRError("the calibration of confidence does not hold together; calibrate the model again")
 

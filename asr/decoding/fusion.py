@@ -159,11 +159,9 @@ class WordScorer:
         """Node of what sounds so, and the word of this rank there: its number in the model, and how it is written."""
         node = self.tree.find(sound)
         word = int(self.tree.word(np.array([node]), np.array([rank]))[0])
-        return (
-            node,
-            word,
-            self._lexicon.text(sound) if word == UNKNOWN_ID and self._lexicon else self._lm.spelling(word),
-        )
+        if word == UNKNOWN_ID and self._lexicon:
+            return node, word, self._lexicon.text(sound)
+        return node, word, self._lm.spelling(word)
 
     def _likeliest(self, before: Ids, node: int) -> int:
         """Of the words that a node completes, the one to follow those before it."""

@@ -68,7 +68,7 @@ class _LogDenominator(torch.autograd.Function):
         silent[BLANK_ID] = 1  # frames after the end are blanks, which change nothing
         probs = torch.where(inside[..., None], log_probs.float().exp(), silent)
         by_frame = probs.permute(1, 2, 0).contiguous()  # (frames, vocabulary, batch)
-        arcs, twice = _arcs(model)
+        arcs, twice, ends = _arcs(model)
         spoken = torch.zeros(size, batch, size, device=log_probs.device)
         paused = torch.zeros_like(spoken)
         paused[EDGE, :, EDGE] = 1
@@ -85,7 +85,6 @@ class _LogDenominator(torch.autograd.Function):
             scale = spoken.sum((0, 2)) + paused.sum((0, 2))
             spoken, paused = spoken / scale[:, None], paused / scale[:, None]
             all_spoken[t], all_paused[t], scales[t] = spoken, paused, scale
-        ends = model[:, :, EDGE].T.contiguous()[:, None]  # (second, 1, first)
         last = ((spoken + paused) * ends).sum((0, 2))
         ctx.save_for_backward(by_frame, inside, all_spoken, all_paused, scales, last, model)
         return scales.log().sum(0) + last.log()
@@ -93,12 +92,9 @@ class _LogDenominator(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         by_frame, inside, all_spoken, all_paused, scales, last, model = ctx.saved_tensors
-        arcs, twice = _arcs(model)
+        arcs, twice, ends = _arcs(model)
         back = arcs.transpose(1, 2).contiguous()
-        ahead_spoken = (
-            model[:, :, EDGE].T[:, None] / last[:, None]
-        ).contiguous()  # what follows, by the state it follows
-        ahead_paused = ahead_spoken
+        ahead_spoken = ahead_paused = ends / last[:, None]  # what follows, by the state that it follows
         posteriors = torch.empty_like(by_frame)
         for t in range(len(by_frame) - 1, -1, -1):
             posteriors[t] = (all_spoken[t] * ahead_spoken).sum(-1)
@@ -113,8 +109,12 @@ class _LogDenominator(torch.autograd.Function):
         return result, None, None
 
 
-def _arcs(model: Tensor) -> tuple[Tensor, Tensor]:
-    """The model by second token, shape = (second, first, token), without ends; and p(second | first, second)."""
-    arcs = model.transpose(0, 1).contiguous()
+def _arcs(model: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The model by second token, shape = (second, first, token), without ends; p(second | first, second); and the ends.
+
+    The last two have the shapes (second, first) and (second, 1, first).
+    """
+    arcs = model.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    ends = arcs[:, None, :, EDGE].clone()
     arcs[:, :, EDGE] = 0
-    return arcs, arcs.diagonal(dim1=0, dim2=2).T.contiguous()
+    return arcs, arcs.diagonal(dim1=0, dim2=2).T.contiguous(), ends
