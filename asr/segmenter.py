@@ -192,8 +192,9 @@ class Segmenter:
 
     def _spans(self, path: TokenPath) -> list[Span]:
         """The words of a path; its tokens are mostly those that were read last."""
-        if not np.array_equal(path.tokens, self._read[0]):
-            self._read = path.tokens, self._decoder.words(path.tokens)
+        if path.tokens is not self._read[0]:
+            same = np.array_equal(path.tokens, self._read[0])
+            self._read = path.tokens, self._read[1] if same else self._decoder.words(path.tokens)
         return self._read[1]
 
     @property

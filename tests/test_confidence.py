@@ -66,7 +66,7 @@ def test_the_share_is_that_of_the_hypotheses_that_have_the_word_there(seed: int,
 @given(st.lists(st.one_of(st.none(), st.floats(-10, 10)), min_size=1, max_size=15))
 def test_words_beside_a_word_count_less_and_less(known: list[float | None]) -> None:
     values = np.array([np.nan if value is None else value for value in known])
-    for i, found in enumerate(_around(values).tolist()):
+    for i, found in enumerate(_around(values[None])[0].tolist()):
         beside = [(j, known[j]) for j in range(max(0, i - REACH), min(len(known), i + REACH + 1))]
         pairs = [(FADING ** abs(i - j), value) for j, value in beside if value is not None]
         mean = sum(w * v for w, v in pairs) / sum(w for w, _ in pairs) if pairs else np.nan

@@ -424,8 +424,8 @@ static int advance(Search *s, const double *emission, int64_t frame) {
     return join(s, emission, frame) && list_candidates(s, emission) && survive(s, frame);
 }
 
-/* The entries of the best hypothesis that are older than the horizon, oldest first. */
-static int list_settled(Search *s, int64_t frame) {
+/* The entries of the best hypothesis that are older than the horizon, oldest first; *row: which it is. */
+static int list_settled(Search *s, int64_t frame, size_t *row) {
     const Hypothesis *h = s->old.items;
     const Entry *trace = s->trace.items;
     const Node *nodes = s->nodes.items;
@@ -437,6 +437,7 @@ static int list_settled(Search *s, int64_t frame) {
         if (i == 0 || score > best) {
             best = score;
             entry = head(&h[i]);
+            *row = i;
         }
     }
     while (entry >= 0 && trace[entry].frame >= frame - s->horizon)
@@ -473,7 +474,8 @@ static int settle(Search *s, int64_t frame) {
     Node *nodes = s->nodes.items;
     for (size_t e = 0; e < s->trace.count; e++)
         nodes[e].depth = trace[e].parent < 0 ? 1 : nodes[trace[e].parent].depth + 1;
-    if (s->old.count == 0 || !list_settled(s, frame))
+    size_t kept = 0, best = 0;
+    if (s->old.count == 0 || !list_settled(s, frame, &best))
         return s->old.count == 0;
     if (s->settled.count == 0)
         return 1;
@@ -485,12 +487,11 @@ static int settle(Search *s, int64_t frame) {
         nodes[e].following = depth == (int64_t)s->settled.count + 1 ? (int64_t)e : parent < 0 ? PAST : nodes[parent].following;
     }
     Hypothesis *h = s->old.items;
-    size_t kept = 0;
     for (size_t i = 0; i < s->old.count; i++) {
         int blank_agrees, label_agrees;
         h[i].head_blank = settle_head(s, h[i].head_blank, &blank_agrees);
         h[i].head_label = settle_head(s, h[i].head_label, &label_agrees);
-        if (blank_agrees)
+        if (blank_agrees || i == best)
             h[kept++] = h[i];
     }
     s->old.count = kept;
@@ -553,14 +554,20 @@ static int scorer_fits(const Scorer *s, const int64_t *state) {
            (!h || (state[HOTWORD] >= 0 && state[HOTWORD] < h->nodes));
 }
 
-/* Whether the trace has what a state points at, and the tables. */
-static int fits(const Search *s) {
-    const Entry *trace = s->trace.items;
-    const Hypothesis *rows = s->old.items;
-    int64_t count = (int64_t)s->trace.count;
+/* Whether every entry comes after its parent, so that paths end. */
+static int is_trace(const Entry *trace, int64_t count) {
     for (int64_t e = 0; e < count; e++)
         if (trace[e].parent < PAST || trace[e].parent >= e)
             return 0;
+    return 1;
+}
+
+/* Whether the trace has what a state points at, and the tables. */
+static int fits(const Search *s) {
+    const Hypothesis *rows = s->old.items;
+    int64_t count = (int64_t)s->trace.count;
+    if (!is_trace(s->trace.items, count))
+        return 0;
     for (size_t i = 0; i < s->old.count; i++) {
         const Hypothesis *h = &rows[i];
         if (h->last < 0 || h->last >= s->tokens || h->head_blank < PAST || h->head_blank >= count ||
@@ -831,6 +838,12 @@ typedef struct {
     int64_t row;
 } Ranked;
 
+/* The likeliest prefixes of one key: one that ends in a boundary, and one that does not; row -1 where there is none. */
+typedef struct {
+    uint64_t key;
+    Ranked best[2];
+} Pair;
+
 static int compare_ranked(const void *a, const void *b) {
     const Ranked *x = a, *y = b;
     if (x->score != y->score)
@@ -838,64 +851,202 @@ static int compare_ranked(const void *a, const void *b) {
     return x->row < y->row ? -1 : 1;
 }
 
-/* Merges, best first, the hypotheses of one key: the best that ends in a boundary and the best that does not. */
-static size_t merge(Ranked *ranked, size_t n, const uint64_t *key, const char *ends, int64_t *slots, size_t size,
-                    char *seen) {
-    size_t groups = 0;
-    qsort(ranked, n, sizeof *ranked, compare_ranked);
+/* Makes one of the best hypothesis of each key that ends in a boundary and the best that does not; `ends`: of tokens. */
+static size_t merge(const Scorer *scorer, const Hypothesis *rows, size_t n, const char *ends, int64_t *slots, size_t size,
+                    Pair *pairs, Ranked *ranked) {
+    size_t count = 0;
     memset(slots, -1, size * sizeof *slots);
     for (size_t i = 0; i < n; i++) {
-        int64_t row = ranked[i].row;
-        char kind = ends[row] ? 2 : 1;
-        size_t at = key[row] & (size - 1);
-        while (slots[at] >= 0 && key[ranked[slots[at]].row] != key[row])
+        const Hypothesis *h = &rows[i];
+        double score = log_add_exp(h->blank, h->label) + h->fused + final_score(scorer, h->scorer);
+        int end = ends && ends[h->last];
+        uint64_t key = end ? h->parent_key : h->key;
+        size_t at = key & (size - 1);
+        while (slots[at] >= 0 && pairs[slots[at]].key != key)
             at = (at + 1) & (size - 1);
         if (slots[at] < 0) {
-            slots[at] = (int64_t)groups;
-            seen[groups] = kind;
-            ranked[groups++] = ranked[i];
-        } else if (!(seen[slots[at]] & kind)) {
-            seen[slots[at]] |= kind;
-            ranked[slots[at]].score = log_add_exp(ranked[slots[at]].score, ranked[i].score);
+            slots[at] = (int64_t)count;
+            pairs[count++] = (Pair){key, {{0, -1}, {0, -1}}};
         }
+        Ranked *best = &pairs[slots[at]].best[end];
+        if (best->row < 0 || score > best->score)
+            *best = (Ranked){score, (int64_t)i};
     }
-    qsort(ranked, groups, sizeof *ranked, compare_ranked);
-    return groups;
+    for (size_t g = 0; g < count; g++) {
+        const Ranked *one = &pairs[g].best[0], *other = &pairs[g].best[1];
+        if (one->row < 0 || (other->row >= 0 && compare_ranked(other, one) < 0)) {
+            const Ranked *less = one;
+            one = other;
+            other = less;
+        }
+        ranked[g] = *one;
+        if (other->row >= 0)
+            ranked[g].score = log_add_exp(one->score, other->score);
+    }
+    return count;
 }
 
 static PyObject *merged(PyObject *module, PyObject *args) {
     (void)module;
-    Py_buffer b[3] = {{0}};
-    PyObject *result = NULL, *rows = NULL, *scores = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*y*", &b[0], &b[1], &b[2]))
-        return NULL;
-    size_t n = (size_t)b[2].len, size = 16;
+    Py_buffer b[2] = {{0}};
+    Tables tables = {0};
+    PyObject *scorer, *result = NULL;
+    int all;
+    Ranked *ranked = NULL;
+    Pair *pairs = NULL;
+    int64_t *slots = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*Op", &b[0], &b[1], &scorer, &all) || !parse_scorer(scorer, &tables))
+        goto end;
+    const Hypothesis *rows = b[0].buf;
+    size_t n = (size_t)b[0].len / sizeof *rows, size = 16, count;
+    for (size_t i = 0; i < n; i++)
+        if (!scorer_fits(&tables.scorer, rows[i].scorer) || rows[i].last < 0 || (b[1].len && rows[i].last >= b[1].len)) {
+            PyErr_SetString(PyExc_IndexError, "the state belongs to another search");
+            goto end;
+        }
     while (size < 2 * n)
         size *= 2;
-    Ranked *ranked = malloc((n + 1) * sizeof *ranked);
-    int64_t *slots = malloc(size * sizeof *slots);
-    char *seen = malloc(n + 1);
-    if (!ranked || !slots || !seen) {
+    ranked = malloc((n + 1) * sizeof *ranked);
+    pairs = malloc((n + 1) * sizeof *pairs);
+    slots = malloc(size * sizeof *slots);
+    if (!ranked || !pairs || !slots) {
         PyErr_NoMemory();
         goto end;
     }
-    const double *given = b[0].buf;
-    for (size_t i = 0; i < n; i++)
-        ranked[i] = (Ranked){given[i], (int64_t)i};
-    size_t groups = merge(ranked, n, b[1].buf, b[2].buf, slots, size, seen);
-    rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(groups * sizeof(int64_t)));
-    scores = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(groups * sizeof(double)));
-    if (rows && scores) {
-        for (size_t i = 0; i < groups; i++) {
-            ((int64_t *)(void *)PyBytes_AS_STRING(rows))[i] = ranked[i].row;
-            ((double *)(void *)PyBytes_AS_STRING(scores))[i] = ranked[i].score;
-        }
-        result = PyTuple_Pack(2, rows, scores);
+    count = merge(&tables.scorer, rows, n, b[1].len ? b[1].buf : NULL, slots, size, pairs, ranked);
+    if (all)
+        qsort(ranked, count, sizeof *ranked, compare_ranked);
+    for (size_t g = 1; g < count && !all; g++)
+        if (compare_ranked(&ranked[g], &ranked[0]) < 0)
+            ranked[0] = ranked[g];
+    result = PyBytes_FromStringAndSize((const char *)ranked, (Py_ssize_t)((all || !count ? count : 1) * sizeof *ranked));
+end:
+    free(ranked), free(pairs), free(slots);
+    release(b, 2);
+    release_tables(&tables);
+    return result;
+}
+
+static PyObject *path(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b[2] = {{0}};
+    long long last;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*Ly*", &b[0], &last, &b[1]))
+        return NULL;
+    const Entry *trace = b[0].buf;
+    int64_t count = b[0].len / (Py_ssize_t)sizeof *trace, length = b[1].len / (Py_ssize_t)sizeof *trace;
+    if (last >= count || !is_trace(trace, count)) {
+        PyErr_SetString(PyExc_IndexError, "an entry of the trace is missing");
+        goto end;
+    }
+    for (int64_t e = last; e >= 0; e = trace[e].parent)
+        length++;
+    result = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(length * (int64_t)sizeof *trace));
+    if (result) {
+        Entry *entries = (Entry *)(void *)PyByteArray_AS_STRING(result);
+        for (int64_t e = last; e >= 0; e = trace[e].parent)
+            entries[--length] = trace[e];
+        if (b[1].len)
+            memcpy(entries, b[1].buf, (size_t)b[1].len);
     }
 end:
-    Py_XDECREF(rows);
-    Py_XDECREF(scores);
-    free(ranked), free(slots), free(seen);
+    release(b, 2);
+    return result;
+}
+
+static PyObject *stable(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b[2] = {{0}};
+    PyObject *result = NULL;
+    int64_t *shared = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*", &b[0], &b[1]))
+        return NULL;
+    const Entry *trace = b[0].buf;
+    const Hypothesis *rows = b[1].buf;
+    int64_t count = b[0].len / (Py_ssize_t)sizeof *trace, n = b[1].len / (Py_ssize_t)sizeof *rows, agreed = -1;
+    shared = malloc(((size_t)count + 1) * sizeof *shared);
+    if (!shared) {
+        PyErr_NoMemory();
+        goto end;
+    }
+    int whole = is_trace(trace, count);
+    for (int64_t i = 0; i < n; i++)
+        if (!whole || head(&rows[i]) >= count) {
+            PyErr_SetString(PyExc_IndexError, "an entry of the trace is missing");
+            goto end;
+        }
+    for (int64_t i = 0; i < n; i++) {
+        int64_t length = 0, place;
+        for (int64_t e = head(&rows[i]); e >= 0; e = trace[e].parent)
+            length++;
+        place = length;
+        agreed = agreed < 0 || length < agreed ? length : agreed;
+        for (int64_t e = head(&rows[i]); e >= 0; e = trace[e].parent) {
+            place--;
+            if (i == 0)
+                shared[place] = trace[e].token;
+            else if (place < agreed && trace[e].token != shared[place])
+                agreed = place;
+        }
+    }
+    result = PyLong_FromLongLong(agreed < 0 ? 0 : agreed);
+end:
+    free(shared);
+    release(b, 2);
+    return result;
+}
+
+/* confidence._mixed */
+static uint64_t mixed(int64_t token, int64_t place) {
+    uint64_t z = (((uint64_t)token << 16) + (uint64_t)place + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+static PyObject *words(PyObject *module, PyObject *args) {
+    (void)module;
+    enum { KEY, FIRST, LAST, ROW, COLUMNS };
+    Py_buffer b[3] = {{0}};
+    long long width, boundary, since;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*Ly*LL", &b[0], &b[1], &width, &b[2], &boundary, &since))
+        return NULL;
+    const int64_t *tokens = b[0].buf, *frames = b[1].buf;
+    const char *begins = b[2].buf;
+    int64_t size = b[0].len / (Py_ssize_t)sizeof *tokens, count = 0, *found = malloc(((size_t)size + 1) * COLUMNS * sizeof *found);
+    if (!found) {
+        PyErr_NoMemory();
+        goto end;
+    }
+    if (b[1].len != b[0].len || (size && (width < 1 || size % width))) {
+        PyErr_SetString(PyExc_ValueError, "tokens and frames differ in shape");
+        goto end;
+    }
+    int after_any = 0, after_inside = 0, open = 0;
+    int64_t place = 0;
+    for (int64_t i = 0; i < size; i++) {
+        int64_t token = tokens[i], *word = found + COLUMNS * (count - 1);
+        if (i % width == 0)
+            after_any = after_inside = open = 0;
+        if (token < 0)
+            continue;
+        int other = token >= b[2].len, inside = !other && token != boundary, begin = inside && begins[token];
+        if (inside && (begin || (!after_inside && (after_any || frames[i] >= since)))) {
+            word += COLUMNS;
+            word[KEY] = 0, word[FIRST] = frames[i], word[LAST] = -1, word[ROW] = i / width;
+            open = 1, place = 0, count++;
+        }
+        if (open && (inside || other))
+            word[KEY] = (int64_t)((uint64_t)word[KEY] + mixed(token, place++));
+        if (open && inside && frames[i] > word[LAST])
+            word[LAST] = frames[i];
+        after_any = 1, after_inside = inside;
+    }
+    result = PyBytes_FromStringAndSize((const char *)found, (Py_ssize_t)(count * COLUMNS * (int64_t)sizeof *found));
+end:
+    free(found);
     release(b, 3);
     return result;
 }
@@ -906,12 +1057,19 @@ static PyMethodDef methods[] = {
     {"follow", follow, METH_VARARGS,
      "follow(trace, heads, since)\n\nWhat beam._follow gives, as bytes, and how many columns it has."},
     {"merged", merged, METH_VARARGS,
-     "merged(scores, keys, ends)\n\nRows and scores as BeamSearch._merged gives them, as bytes."},
+     "merged(hypotheses, ends, scorer, all)\n\nScores and rows as BeamSearch._merged gives them, as bytes; all, or the best."},
+    {"path", path, METH_VARARGS,
+     "path(trace, last, committed)\n\nWhat is committed, then the entries up to this last one, as bytes."},
     {"score", score, METH_VARARGS,
      "score(ngrams, contexts, words)\n\nWhat NgramModel.score gives, as bytes."},
     {"step", step, METH_VARARGS,
      "step(frame, tokens, limits, scorer, emissions, hypotheses, trace)\n\n"
      "Hypotheses and trace after some frames, and what was committed, as bytes; limits as Kernel has them."},
+    {"stable", stable, METH_VARARGS,
+     "stable(trace, hypotheses)\n\nHow many tokens of the trace all hypotheses begin with."},
+    {"words", words, METH_VARARGS,
+     "words(tokens, frames, columns, begins, boundary, since)\n\n"
+     "Key, first, last and row of each word, as Judge._words gives them, as bytes."},
     {NULL, NULL, 0, NULL},
 };
 

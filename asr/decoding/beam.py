@@ -19,8 +19,10 @@ from asr.decoding.state import (
     FIRST_OF_HOTWORDS,
     FIRST_OF_WORDS,
     HYPOTHESIS,
+    RANKED,
     BeamState,
     Hypotheses,
+    Ranked,
     Trace,
     heads,
 )
@@ -93,9 +95,10 @@ class BeamSearch:
         words = self._words
         self._columns = words.columns if isinstance(words, WordScorer) else np.arange(len(self.tokens))
         self._tokens = [self.tokens[i] for i in self._columns] if tokens else []  # as the scorer tells them apart
-        self._ends = np.array([token == BOUNDARY for token in self._tokens])
+        self._ends = np.array([token == BOUNDARY for token in self._tokens], bool)
         self._reader: Reader = words if isinstance(words, WordScorer) else Spelled(self._tokens or CHARACTERS)
         self._prior = np.array(self.config.prior or (0.0,)) * self.config.prior_weight
+        self._prior_of_tokens = self._prior[self._columns] if self.config.prior and tokens else self._prior
         first = FIRST_OF_HOTWORDS if isinstance(scorer, HotwordScorer) else FIRST_OF_WORDS
         self._fields = slice(first, ALL_FIELDS if words else FIRST_OF_WORDS)  # those of this scorer
         limits = (self.config.beam, self.config.beam_threshold, self.config.tokens, self.config.token_threshold)
@@ -197,43 +200,40 @@ class BeamSearch:
         Each has another text. Those that differ in nothing but a boundary after the last word are one, which has their
         probability together.
         """
-        rows, scores = self._merged(state.hypotheses)
         last = heads(state.hypotheses)
-        if n == 1:
-            return [self._path(state, int(rows[0]), int(last[rows[0]]), float(scores[0]))]
         paths: dict[Hashable, Path] = {}
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+        for score, row in self._merged(state.hypotheses, n > 1).tolist():
             path = self._path(state, row, int(last[row]), score)
+            if n == 1:
+                return [path]
             paths.setdefault(self._text(path), path)
             if len(paths) == n:
                 break
         return list(paths.values())
 
-    def _merged(self, hypotheses: Hypotheses) -> tuple[Ids, Scores]:
-        """Rows and scores of the hypotheses that differ in more than a last boundary, best first."""
+    def _merged(self, hypotheses: Hypotheses, all: bool) -> Ranked:
+        """The hypotheses that differ in more than a last boundary, best first; only the best one unless `all`."""
+        if self._kernel:
+            return self._kernel.merged(hypotheses, self._ends, all)
         scores = self._final_scores(hypotheses)
         ends = self._ends[hypotheses["last"]] if self.tokens else np.zeros(len(scores), bool)
-        if ends.any():
-            key = np.where(ends, hypotheses["parent_key"], hypotheses["key"])
-            if self._kernel:
-                return self._kernel.merged(scores, key, ends)
-            ranked = np.argsort(-scores, kind="stable")
-            _, best = np.unique(np.stack([key[ranked], ends[ranked]]), axis=1, return_index=True)
-            ranked = ranked[np.sort(best)]  # of boundaries after words that sound alike, the best one
-            _, first, group = np.unique(key[ranked], return_index=True, return_inverse=True)
-            merged = np.full(len(first), NOTHING)
-            np.logaddexp.at(merged, group, scores[ranked])
-            rows, scores = ranked[first], merged
-        else:
-            rows = np.arange(len(scores))
-        order = np.lexsort((rows, -scores))
-        return rows[order], scores[order]
+        key = np.where(ends, hypotheses["parent_key"], hypotheses["key"])
+        ranked = np.argsort(-scores, kind="stable")
+        _, best = np.unique(np.stack([key[ranked], ends[ranked]]), axis=1, return_index=True)
+        ranked = ranked[np.sort(best)]  # of boundaries after words that sound alike, the best one
+        _, first, group = np.unique(key[ranked], return_index=True, return_inverse=True)
+        found = np.empty(len(first), RANKED)
+        found["score"], found["row"] = NOTHING, ranked[first]
+        np.logaddexp.at(found["score"], group, scores[ranked])
+        return found[np.lexsort((found["row"], -found["score"]))]
 
-    def _path(self, state: BeamState, row: int, entry: int, score: float) -> Path:
-        entries = self._follow(state.trace, np.array([entry]))[0]
-        path = np.concatenate([state.committed, state.trace[entries]])
-        columns = self._columns[path["token"]] if len(self._columns) else path["token"]
-        prior = self._prior[columns] if self.config.prior else 0.0
+    def _path(self, state: BeamState, row: int, last: int, score: float) -> Path:
+        if self._kernel:
+            path = self._kernel.path(state.trace, last, state.committed)
+        else:
+            entries = _follow(state.trace, np.array([last]), 0)[0]
+            path = np.concatenate([state.committed, state.trace[entries]])
+        prior = self._prior_of_tokens[path["token"]] if self.config.prior else 0.0
         fused = path["fused"].copy()
         if self.scorer and len(fused):
             fused[-1] += self._final(state.hypotheses[row : row + 1])[0]
@@ -272,6 +272,8 @@ class BeamSearch:
 
     def stable(self, state: BeamState) -> int:
         """How many leading tokens all live hypotheses share; no later emission can change these."""
+        if self._kernel:
+            return len(state.committed) + self._kernel.stable(state.trace, state.hypotheses)
         entries = self._follow(state.trace, heads(state.hypotheses))
         if entries.shape[1] == 0:
             return len(state.committed)
@@ -337,6 +339,7 @@ class BeamSearch:
         hypotheses = hypotheses.copy()
         ends = np.where(same & (lengths == len(settled)), settled[-1], ends)
         hypotheses["head_blank"], hypotheses["head_label"] = ends.reshape(2, -1)
+        same[best] = True  # also where its other alignment is out of order
         return replace(state, hypotheses=hypotheses[same[: len(hypotheses)]], trace=trace)
 
     def _tokens_to_try(self, emission: Scores) -> Ids:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asr.ctc import BLANK_ID
-from asr.decoding import Decoder, Path, Recent, Span
+from asr.decoding import Decoder, Path, Recent, Span, kernel
 from asr.errors import ASRError
 from asr.tokenizer import BOUNDARY
 
@@ -82,11 +83,16 @@ class Calibration:
 
     def probabilities(self, evidence: Mapping[str, Values]) -> Values:
         """Of being right, from evidence of each kind, shape = (words,); what is NaN counts as average."""
-        mean, deviation, weight = (np.array(of)[:, None] for of in (self.mean, self.deviation, self.weight))
+        mean, deviation, weight = self._columns
         values = np.array([evidence[name] for name in self.evidence])  # (kinds, words)
         known = np.where(np.isnan(values), mean, values)
         standard = np.minimum(np.maximum((known - mean) / deviation, -CLIP), CLIP)
         return np.asarray(1 / (1 + np.exp(-(self.bias + (weight * standard).sum(axis=0)))))
+
+    @cached_property
+    def _columns(self) -> tuple[Values, Values, Values]:
+        mean, deviation, weight = (np.array(of)[:, None] for of in (self.mean, self.deviation, self.weight))
+        return mean, deviation, weight
 
 
 class _Words(NamedTuple):
@@ -122,7 +128,8 @@ class Judge:
     def restart(self) -> None:
         """A new segment begins."""
         self._looks: list[_Look] = []
-        self._known: dict[tuple[int, int, int], float] = {}
+        self._known: dict[tuple[int, ...], float] = {}
+        self._clarity = np.zeros(0, np.float32)
 
     def observe(self, decoder: Decoder, state: Any, emissions: int) -> None:
         """Looks at the decoder's state after so many emissions of the segment, if it is time to."""
@@ -162,12 +169,22 @@ class Judge:
         spans: Sequence[Span],
     ) -> dict[str, Values]:
         """Every kind of evidence for the path's words, shape = (words,) each; at least one word."""
-        known = acoustic_evidence(log_probs, path, spans, self._boundary)
-        known["language around"] = _around(known["language"])
+        known = acoustic_evidence(log_probs, self._clarities(log_probs), path, spans, self._boundary)
+        alone = ["language"]
         if self._watches:
             known["share"] = self._shares(decoder, state, len(log_probs), path, spans, final)
-            known["share around"] = _around(known["share"])
+            alone.append("share")
+        for name, around in zip(alone, _around(np.array([known[name] for name in alone])), strict=True):
+            known[f"{name} around"] = around
         return known
+
+    def _clarities(self, log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Negative entropy of each emission, worked out once; shape = (emissions,)."""
+        seen = len(self._clarity)
+        if seen < len(log_probs):
+            new = log_probs[seen:]
+            self._clarity = np.append(self._clarity, (np.exp(new) * new).sum(axis=1))
+        return self._clarity[: len(log_probs)]
 
     def _shares(
         self, decoder: Decoder, state: Any, emissions: int, path: Path, spans: Sequence[Span], final: bool
@@ -178,15 +195,15 @@ class Judge:
         if final:
             seen = looks[-1].until if looks else 0
             looks = [*looks, self._look(decoder, state, seen, emissions + 1)]
-        ends = np.array([look.until for look in looks], np.int64)
+        key, first, last = words.key[at], words.first[at], words.last[at]
+        seen_in = np.searchsorted(np.array([look.until for look in looks], np.int64), last, side="right").tolist()
         found = []
-        for word in zip(*(values[at].tolist() for values in words[:3]), strict=True):
-            look = int(np.searchsorted(ends, word[2], side="right"))
-            share = self._known.get(word, np.nan)
-            if np.isnan(share) and look < len(looks):
+        for look, *word in zip(seen_in, key.tolist(), first.tolist(), last.tolist(), strict=True):
+            share = self._known.get((*word,), np.nan)
+            if look < len(looks) and share != share:
                 share = _share(looks[look], *word)
                 if look < len(self._looks):
-                    self._known[word] = share
+                    self._known[(*word,)] = share
             found.append(share)
         shares = np.array(found)
         return np.asarray(np.log((shares + 1 / MOST_ODDS) / (1 - np.minimum(shares, 1) + 1 / MOST_ODDS)))
@@ -205,6 +222,9 @@ class Judge:
 
         A word of which a token before emission `since` may be missing is left out.
         """
+        found = kernel.words(tokens, frames, self._begins, self._boundary, since)
+        if found is not None:
+            return _Words(found[:, 0].view(np.uint64), found[:, 1], found[:, 2], found[:, 3])
         order = np.argsort(tokens >= 0, axis=1, kind="stable")  # gaps first
         tokens, frames = np.take_along_axis(tokens, order, axis=1), np.take_along_axis(frames, order, axis=1)
         there = tokens >= 0
@@ -229,11 +249,11 @@ class Judge:
 
 
 def acoustic_evidence(
-    log_probs: NDArray[np.float32], path: Path, spans: Sequence[Span], boundary: int
+    log_probs: NDArray[np.float32], clarity: NDArray[np.float32], path: Path, spans: Sequence[Span], boundary: int
 ) -> dict[str, Values]:
     """What needs no other hypotheses and no other words.
 
-    log_probs: shape = (emissions, vocabulary); boundary: token of a word's end.
+    log_probs: shape = (emissions, vocabulary); clarity: of each emission; boundary: token of a word's end.
     """
     emissions, vocabulary = log_probs.shape
     frames, count = path.frames, len(path.tokens)
@@ -252,25 +272,30 @@ def acoustic_evidence(
     aligned[spoken] = np.logaddexp(aligned[spoken], again)
     aligned[frames] = log_probs[frames, tokens]
     total = np.concatenate([[0.0], np.cumsum(aligned)])
-    entropy = np.append(-(np.exp(log_probs) * log_probs).sum(axis=1), 0.0)
     fused = path.fused
     return {
         "language": fused[after] - np.where(begin > 0, fused[before], 0.0),
         "fit": (total[high + 1] - total[low]) / (high + 1 - low),
         "worst": np.minimum.reduceat(np.append(path.log_probs, 0.0), np.stack([begin, end], 1).ravel())[::2],
-        "clarity": -np.maximum.reduceat(entropy, np.stack([low, high + 1], 1).ravel())[::2].astype(np.float64),
+        "clarity": np.minimum.reduceat(np.append(clarity, 0.0), np.stack([low, high + 1], 1).ravel())[::2],
         "haste": -(last + 1 - first) / (end - begin),
         "long": np.maximum(end - begin - SHORT, 0).astype(np.float64),
     }
 
 
 def _around(values: Values) -> Values:
-    """Mean over each word and those beside it, shape = (words,); what is not known does not count."""
-    weights = FADING ** np.abs(np.arange(-REACH, REACH + 1))
+    """Mean over each word and those beside it, shape = (kinds, words); what is not known does not count."""
+    weights = _fading(values.shape[1])
     known = np.isfinite(values)
-    total = np.convolve(np.where(known, values, 0.0), weights)[REACH:-REACH]
-    count = np.convolve(known, weights)[REACH:-REACH]
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    total, count = np.where(known, values, 0.0) @ weights, known @ weights
+    return np.divide(total, count, out=np.full(values.shape, np.nan), where=count > 0)
+
+
+@lru_cache(maxsize=64)
+def _fading(words: int) -> Values:
+    """What each word counts for each other one, shape = (words, words)."""
+    apart = np.abs(np.subtract.outer(np.arange(words), np.arange(words)))
+    return np.where(apart <= REACH, FADING**apart, 0.0)
 
 
 def _share(look: _Look, key: int, first: int, last: int) -> float:

@@ -86,6 +86,7 @@ class WordScorer:
         boundary = tokens.index(BOUNDARY) if ranks > 1 else BLANK_ID
         self.columns = np.append(np.arange(len(tokens)), np.full(ranks - 1, boundary))
         self._rank = np.append(np.zeros(len(tokens), np.int64), np.arange(1, ranks))
+        self._ranked: list[int] = self._rank.tolist()
         self._ranks, self._lexicon = ranks, lexicon
         self._letters = Letters([tokens[i] for i in self.columns])
         self._spelled = Spelled([tokens[i] for i in self.columns])
@@ -148,12 +149,12 @@ class WordScorer:
         if not self._lexicon or not spans:
             return spans
         last = len(tokens)
-        said = [self._said(span.text, int(self._rank[tokens[span.end]]) if span.end < last else 0) for span in spans]
+        said = [self._said(text, self._ranked[tokens[end]] if end < last else 0) for text, _, end in spans]
         node, _, _ = said[-1]
         if spans[-1].end == last and self.tree.count[node] > 1:
             word = self._likeliest(np.array([word for _, word, _ in said[:-1]], np.int64), node)
             said[-1] = node, word, self._lm.spelling(word)
-        return [span._replace(text=text) for span, (_, _, text) in zip(spans, said, strict=True)]
+        return [Span(text, begin, end) for (_, begin, end), (_, _, text) in zip(spans, said, strict=True)]
 
     def _look_up(self, sound: str, rank: int) -> tuple[int, int, str]:
         """Node of what sounds so, and the word of this rank there: its number in the model, and how it is written."""

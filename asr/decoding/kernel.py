@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from asr import compiled
 from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import HotwordScorer
-from asr.decoding.state import ENTRY, HYPOTHESIS, BeamState, Hypotheses, Trace
+from asr.decoding.state import ENTRY, HYPOTHESIS, RANKED, BeamState, Hypotheses, Ranked, Trace
 
 try:
     from asr.decoding import _kernel
 except ImportError:  # no compiler where it was installed
     _kernel = None  # type: ignore[assignment]
+
+Ids = NDArray[np.int64]
 
 _serial = itertools.count(1)
 
@@ -63,17 +65,34 @@ class Kernel:
         """What the scorer adds if the text ends with each of these, shape = (n,)."""
         return np.frombuffer(_kernel.final(np.ascontiguousarray(hypotheses), self._scorer))
 
-    def merged(
-        self, scores: NDArray[np.float64], keys: NDArray[np.uint64], ends: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Rows and scores of what is left, best first, where the best of each key and end are one; shapes = (n,)."""
-        rows, merged = _kernel.merged(np.ascontiguousarray(scores), np.ascontiguousarray(keys), ends)
-        return np.frombuffer(rows, np.int64), np.frombuffer(merged)
+    def merged(self, hypotheses: Hypotheses, ends: NDArray[np.bool_], all: bool) -> Ranked:
+        """As BeamSearch._merged, only the best one unless `all` are wanted."""
+        return np.frombuffer(_kernel.merged(np.ascontiguousarray(hypotheses), ends, self._scorer, all), RANKED)
+
+    def path(self, trace: Trace, last: int, committed: Trace) -> Trace:
+        """What is committed, then the entries up to the last one."""
+        return np.frombuffer(_kernel.path(trace, last, committed), ENTRY)
+
+    def stable(self, trace: Trace, hypotheses: Hypotheses) -> int:
+        """How many tokens of the trace all of these begin with."""
+        found: int = _kernel.stable(trace, np.ascontiguousarray(hypotheses))
+        return found
 
     def follow(self, trace: Trace, heads: NDArray[np.int64], since: int) -> NDArray[np.int64]:
         """As beam._follow."""
         entries, columns = _kernel.follow(trace, np.ascontiguousarray(heads), since)
         return np.frombuffer(entries, np.int64).reshape(len(heads), columns)
+
+
+def words(tokens: Ids, frames: Ids, begins: NDArray[np.bool_], boundary: int, since: int) -> Ids | None:
+    """Key, first emission, last emission and row of each word, shape = (words, 4), as Judge._words has them.
+
+    None where the kernel was not built or is switched off.
+    """
+    if not (_kernel and compiled.wanted()):
+        return None
+    rows = np.ascontiguousarray(tokens), np.ascontiguousarray(frames)
+    return np.frombuffer(_kernel.words(*rows, tokens.shape[1], begins, boundary, since), np.int64).reshape(-1, 4)
 
 
 def kernel(scorer: Scorer | None, limits: tuple[int, float, int, float, int, int]) -> Kernel | None:

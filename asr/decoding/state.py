@@ -32,11 +32,15 @@ ENTRY = np.dtype(
         ("fused", np.float64),  # what the scorer has added up to here
     ]
 )
+# A hypothesis among others, best first; row: in their array.
+RANKED = np.dtype([("score", np.float64), ("row", np.int64)])
+
 # Columns of a scorer's state: with and without hot-words, with and without words.
 FIRST_OF_HOTWORDS, FIRST_OF_WORDS, ALL_FIELDS = 0, 1, 3
 
 Hypotheses = NDArray[np.void]  # of HYPOTHESIS
 Trace = NDArray[np.void]  # of ENTRY
+Ranked = NDArray[np.void]  # of RANKED
 EMPTY_TRACE: Trace = np.zeros(0, ENTRY)
 
 

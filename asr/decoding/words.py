@@ -22,11 +22,12 @@ class Spelled:
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = list(tokens)
+        self._begin = frozenset(i for i, token in enumerate(tokens) if token.startswith(BOUNDARY))
 
     def words(self, tokens: Sequence[int]) -> list[Span]:
         """What stands between boundaries."""
         texts = [self._tokens[token] for token in tokens]
-        begins = [i for i, text in enumerate(texts) if i == 0 or text.startswith(BOUNDARY)]
+        begins = [i for i, token in enumerate(tokens) if i == 0 or token in self._begin]
         spans = []
         for begin, end in pairwise([*begins, len(texts)]):
             begin += texts[begin] == BOUNDARY
