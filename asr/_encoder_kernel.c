@@ -21,19 +21,19 @@
 enum { SUBSAMPLING = 4, KERNEL = 5, CACHED = 3, ZERO = 128 };
 static const float LEVELS = 127, TINY = 1e-9f, EPSILON = 1e-5f;
 /* Outputs whose weights are stored together, as in encoder_kernel.py; partial sums of a row. */
-enum { INT_PANEL = 64, FLOAT_PANEL = 32, PARTS = 16, ALIGNMENT = 64 };
+enum { PANEL = 64, PARTS = 16, ALIGNMENT = 64 };
 
 typedef struct {
-    const int8_t *weights; /* shape = (outputs / INT_PANEL, inputs / 4, INT_PANEL, 4) */
+    const int8_t *weights; /* shape = (outputs / PANEL, inputs / 4, PANEL, 4) */
     const int32_t *start;  /* of each output's sum: what ZERO adds, taken away */
     const float *scale;    /* of each output */
     int64_t inputs, outputs;
 } Matrix;
 
 typedef struct {
-    const float *weights; /* shape = (outputs / FLOAT_PANEL, inputs, FLOAT_PANEL); inputs: of all frames of the kernel */
+    Matrix matrix; /* inputs: of all frames of the kernel */
     const float *bias;
-    int64_t inputs, outputs;
+    int64_t outputs;
 } Convolution;
 
 typedef struct {
@@ -66,16 +66,13 @@ typedef void Encode(const Weights *, const Sizes *, Room *, const float *, const
 /* Numbers in a register, and rows of x whose sums fit in the registers. */
 #define NAME(x) x##_plain
 #define LANES 4
-#define INT_ROWS 1
-#define FLOAT_ROWS 1
+#define ROWS 1
 #include "_encoder_path.h"
 #undef NAME
 #undef LANES
-#undef FLOAT_ROWS
 
 #ifdef X86
 #define LANES 8
-#define FLOAT_ROWS 2
 #define NAME(x) x##_avx2
 #pragma GCC push_options
 #pragma GCC target("avx2")
@@ -90,12 +87,10 @@ typedef void Encode(const Weights *, const Sizes *, Room *, const float *, const
 #pragma GCC pop_options
 #undef NAME
 #undef LANES
-#undef INT_ROWS
-#undef FLOAT_ROWS
+#undef ROWS
 
 #define LANES 16
-#define INT_ROWS 6
-#define FLOAT_ROWS 4
+#define ROWS 6
 #define NAME(x) x##_avx512vnni
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
@@ -149,7 +144,7 @@ static const void *take(Table *table, int64_t count, int64_t bytes) {
 static const float *floats(Table *table, int64_t count) { return take(table, count, sizeof(float)); }
 
 static Matrix matrix(Table *table, int64_t inputs, int64_t outputs) {
-    Matrix m = {.inputs = inputs, .outputs = (outputs + INT_PANEL - 1) / INT_PANEL * INT_PANEL};
+    Matrix m = {.inputs = inputs, .outputs = (outputs + PANEL - 1) / PANEL * PANEL};
     m.weights = take(table, inputs * m.outputs, 1);
     m.start = take(table, m.outputs, sizeof(int32_t));
     m.scale = floats(table, m.outputs);
@@ -157,10 +152,8 @@ static Matrix matrix(Table *table, int64_t inputs, int64_t outputs) {
 }
 
 static Convolution convolution(Table *table, int64_t inputs, int64_t outputs) {
-    Convolution c = {.inputs = KERNEL * inputs, .outputs = outputs};
-    int64_t stored = (outputs + FLOAT_PANEL - 1) / FLOAT_PANEL * FLOAT_PANEL;
-    c.weights = floats(table, c.inputs * stored);
-    c.bias = floats(table, stored);
+    Convolution c = {.matrix = matrix(table, KERNEL * inputs, outputs), .outputs = outputs};
+    c.bias = floats(table, c.matrix.outputs);
     return c;
 }
 
@@ -196,17 +189,20 @@ static size_t reserve(size_t *bytes, int64_t count, size_t size) {
     return begin;
 }
 
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /* Memory for a call; NULL where there is none. The parts of `room` are in it. */
 static void *make_room(const Sizes *s, const Weights *w, Room *room) {
     int64_t rows = s->frames * s->streams, inputs = SUBSAMPLING * s->frames;
-    int64_t widest = 4 * s->width > w->output.outputs ? 4 * s->width : w->output.outputs;
+    int64_t widest = most(most(4 * s->width, w->output.outputs), most(2 * w->conv1.matrix.outputs, w->conv2.matrix.outputs));
+    int64_t longest = most(s->width, most(2 * w->conv1.matrix.inputs, w->conv2.matrix.inputs));
     size_t bytes = 0, f = sizeof(float);
     size_t first = reserve(&bytes, s->streams * (CACHED + inputs) * s->mels, f);
     size_t second = reserve(&bytes, s->streams * (CACHED + inputs / 2) * s->channels, f);
     size_t all = reserve(&bytes, (s->lookahead * s->streams + rows) * s->width, f);
     size_t normalised = reserve(&bytes, rows * s->width, f), gates = reserve(&bytes, rows * widest, f);
     size_t hidden = reserve(&bytes, s->streams * s->width, f), cell = reserve(&bytes, s->streams * s->width, f);
-    size_t scale = reserve(&bytes, rows, f), quantised = reserve(&bytes, rows * s->width, 1);
+    size_t scale = reserve(&bytes, 2 * rows, f), quantised = reserve(&bytes, rows * longest, 1);
     char *memory = aligned_alloc(ALIGNMENT, bytes);
     if (memory)
         *room = (Room){

@@ -9,8 +9,7 @@ typedef float NAME(Floats) __attribute__((vector_size(4 * LANES)));
 typedef int32_t NAME(Ints) __attribute__((vector_size(4 * LANES)));
 #define Floats NAME(Floats)
 #define Ints NAME(Ints)
-#define INT_VECTORS (INT_PANEL / LANES)
-#define FLOAT_VECTORS (FLOAT_PANEL / LANES)
+#define VECTORS (PANEL / LANES)
 
 /* sum + the products of four unsigned bytes of x with four signed ones of w, in each lane. */
 static inline Ints NAME(dot)(Ints sum, Ints x, Ints w) {
@@ -31,26 +30,26 @@ static inline Ints NAME(dot)(Ints sum, Ints x, Ints w) {
 }
 
 /* `rows` rows of one panel of `product`. */
-static ALWAYS_INLINE void NAME(int_tile)(int rows, const uint8_t *x, const float *scale, const Matrix *m, int64_t panel,
+static ALWAYS_INLINE void NAME(tile)(int rows, const uint8_t *x, const float *scale, const Matrix *m, int64_t panel,
                                          const float *add, int64_t add_stride, float *out) {
-    const Ints *w = (const Ints *)(m->weights + panel * INT_PANEL * m->inputs);
-    const Ints *start = (const Ints *)(m->start + panel * INT_PANEL);
-    const Floats *weight_scale = (const Floats *)(m->scale + panel * INT_PANEL);
-    Ints sum[INT_ROWS][INT_VECTORS];
+    const Ints *w = (const Ints *)(m->weights + panel * PANEL * m->inputs);
+    const Ints *start = (const Ints *)(m->start + panel * PANEL);
+    const Floats *weight_scale = (const Floats *)(m->scale + panel * PANEL);
+    Ints sum[ROWS][VECTORS];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < INT_VECTORS; v++)
+        for (int v = 0; v < VECTORS; v++)
             sum[r][v] = start[v];
-    for (int64_t k = 0; k < m->inputs; k += 4, w += INT_VECTORS)
+    for (int64_t k = 0; k < m->inputs; k += 4, w += VECTORS)
         for (int r = 0; r < rows; r++) {
             int32_t four;
             memcpy(&four, x + r * m->inputs + k, sizeof(four));
             Ints repeated = (Ints){0} + four;
-            for (int v = 0; v < INT_VECTORS; v++)
+            for (int v = 0; v < VECTORS; v++)
                 sum[r][v] = NAME(dot)(sum[r][v], repeated, w[v]);
         }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < INT_VECTORS; v++) {
-            int64_t column = panel * INT_PANEL + v * LANES;
+        for (int v = 0; v < VECTORS; v++) {
+            int64_t column = panel * PANEL + v * LANES;
             Floats value = __builtin_convertvector(sum[r][v], Floats) * weight_scale[v] * scale[r];
             *(Floats *)(out + r * m->outputs + column) = value + *(const Floats *)(add + r * add_stride + column);
         }
@@ -60,49 +59,15 @@ static ALWAYS_INLINE void NAME(int_tile)(int rows, const uint8_t *x, const float
  * if `add_stride` is 0; it may be `out`. */
 static void NAME(product)(const uint8_t *x, const float *scale, int64_t rows, const Matrix *m, const float *add,
                           int64_t add_stride, float *out) {
-    for (int64_t panel = 0; panel < m->outputs / INT_PANEL; panel++) {
+    for (int64_t panel = 0; panel < m->outputs / PANEL; panel++) {
         int64_t r = 0;
-        for (; r + INT_ROWS <= rows; r += INT_ROWS)
-            NAME(int_tile)(INT_ROWS, x + r * m->inputs, scale + r, m, panel, add + r * add_stride, add_stride,
+        for (; r + ROWS <= rows; r += ROWS)
+            NAME(tile)(ROWS, x + r * m->inputs, scale + r, m, panel, add + r * add_stride, add_stride,
                            out + r * m->outputs);
         for (; r < rows; r++)
-            NAME(int_tile)(1, x + r * m->inputs, scale + r, m, panel, add + r * add_stride, add_stride,
+            NAME(tile)(1, x + r * m->inputs, scale + r, m, panel, add + r * add_stride, add_stride,
                            out + r * m->outputs);
     }
-}
-
-/* `rows` rows of one panel of `convolve`. */
-static ALWAYS_INLINE void NAME(float_tile)(int rows, const float *x, int64_t stride, int64_t inputs, const float *weights,
-                                           const float *bias, float *out, int64_t out_stride, int64_t columns) {
-    Floats sum[FLOAT_ROWS][FLOAT_VECTORS];
-    const Floats *w = (const Floats *)weights;
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < FLOAT_VECTORS; v++)
-            sum[r][v] = ((const Floats *)bias)[v];
-    for (int64_t k = 0; k < inputs; k++, w += FLOAT_VECTORS)
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < FLOAT_VECTORS; v++)
-                sum[r][v] += w[v] * x[r * stride + k];
-    for (int r = 0; r < rows; r++)
-        for (int64_t i = 0; i < columns; i++)
-            out[r * out_stride + i] = ((float *)sum[r])[i] > 0 ? ((float *)sum[r])[i] : 0;
-}
-
-/* ReLU of a convolution over `frames` outputs of each stream; one step of the kernel is `stride` numbers of x. */
-static void NAME(convolve)(const Convolution *c, int64_t streams, int64_t frames, const float *x, int64_t stride,
-                           int64_t x_stream, float *out, int64_t out_stride, int64_t out_stream) {
-    for (int64_t panel = 0; panel < c->outputs; panel += FLOAT_PANEL)
-        for (int64_t b = 0; b < streams; b++) {
-            const float *weights = c->weights + panel * c->inputs, *from = x + b * x_stream;
-            float *to = out + b * out_stream + panel;
-            int64_t t = 0, columns = c->outputs - panel < FLOAT_PANEL ? c->outputs - panel : FLOAT_PANEL;
-            for (; t + FLOAT_ROWS <= frames; t += FLOAT_ROWS)
-                NAME(float_tile)(FLOAT_ROWS, from + t * stride, stride, c->inputs, weights, c->bias + panel,
-                                 to + t * out_stride, out_stride, columns);
-            for (; t < frames; t++)
-                NAME(float_tile)(1, from + t * stride, stride, c->inputs, weights, c->bias + panel, to + t * out_stride,
-                                 out_stride, columns);
-        }
 }
 
 /* e to the power of x, for x within -80 and 80: a power of two times a Taylor series that is good to 1e-8. */
@@ -142,17 +107,37 @@ static inline float NAME(total)(float *part) {
 static void NAME(quantise)(const float *x, int64_t rows, int64_t width, uint8_t *bytes, float *scale) {
     for (int64_t r = 0; r < rows; r++, x += width, bytes += width) {
         float part[PARTS] = {0}, most = 0;
-        for (int64_t i = 0; i < width; i += PARTS)
+        int64_t whole = width / PARTS * PARTS;
+        for (int64_t i = 0; i < whole; i += PARTS)
             for (int p = 0; p < PARTS; p++) {
                 float size = fabsf(x[i + p]);
                 part[p] = size > part[p] ? size : part[p];
             }
+        for (int64_t i = whole; i < width; i++)
+            part[0] = fabsf(x[i]) > part[0] ? fabsf(x[i]) : part[0];
         for (int p = 0; p < PARTS; p++)
             most = part[p] > most ? part[p] : most;
         float step = scale[r] = most * (1 / LEVELS) + TINY;
         for (int64_t i = 0; i < width; i++)
             bytes[i] = (uint8_t)(int32_t)(x[i] / step + (ZERO + 0.5f));
     }
+}
+
+/* ReLU of a convolution over `frames` outputs of each stream; one step of the kernel is `stride` numbers of x. */
+static void NAME(convolve)(const Convolution *c, Room *room, int64_t streams, int64_t frames, const float *x,
+                           int64_t stride, int64_t x_stream, float *out, int64_t out_stride, int64_t out_stream) {
+    int64_t inputs = c->matrix.inputs;
+    for (int64_t b = 0; b < streams; b++)
+        for (int64_t t = 0, row = b * frames; t < frames; t++, row++)
+            NAME(quantise)(x + b * x_stream + t * stride, 1, inputs, room->bytes + row * inputs, room->scale + row);
+    NAME(product)(room->bytes, room->scale, streams * frames, &c->matrix, c->bias, 0, room->gates);
+    for (int64_t b = 0; b < streams; b++)
+        for (int64_t t = 0; t < frames; t++) {
+            const float *from = room->gates + (b * frames + t) * c->matrix.outputs;
+            float *to = out + b * out_stream + t * out_stride;
+            for (int64_t i = 0; i < c->outputs; i++)
+                to[i] = from[i] > 0 ? from[i] : 0;
+        }
 }
 
 /* Layer normalisation of rows. */
@@ -240,9 +225,9 @@ static void NAME(subsample)(const Weights *w, const Sizes *s, Room *room, const 
                 frames[(CACHED + t) * mels + i] = (features[(b * inputs + t) * mels + i] - w->mean[i]) / w->deviation[i];
         memcpy(room->second + b * second, state + b * s->state + CACHED * mels, CACHED * channels * sizeof(float));
     }
-    NAME(convolve)(&w->conv1, s->streams, inputs / 2, room->first, 2 * mels, first, room->second + CACHED * channels,
+    NAME(convolve)(&w->conv1, room, s->streams, inputs / 2, room->first, 2 * mels, first, room->second + CACHED * channels,
                    channels, second);
-    NAME(convolve)(&w->conv2, s->streams, s->frames, room->second, 2 * channels, second, x, s->streams * s->width,
+    NAME(convolve)(&w->conv2, room, s->streams, s->frames, room->second, 2 * channels, second, x, s->streams * s->width,
                    s->width);
     for (int64_t b = 0; b < s->streams; b++) {
         float *to = next + b * s->state;
@@ -298,5 +283,4 @@ static void NAME(encode)(const Weights *w, const Sizes *s, Room *room, const flo
 
 #undef Floats
 #undef Ints
-#undef INT_VECTORS
-#undef FLOAT_VECTORS
+#undef VECTORS

@@ -23,8 +23,8 @@ except ImportError:  # no compiler where it was installed
 PATH = "ASR_ENCODER"  # environment variable: an instruction set of `paths`, in place of the best one
 
 # As in _encoder_kernel.c.
-SUBSAMPLING, CACHED = 4, 3
-INT_PANEL, FLOAT_PANEL, QUAD, ALIGNMENT = 64, 32, 4, 64
+SUBSAMPLING, KERNEL, CACHED = 4, 5, 3
+PANEL, QUAD, ALIGNMENT = 64, 4, 64
 PARTS = 16  # the width must be a multiple of it
 ZERO = 128
 
@@ -88,14 +88,17 @@ class _Weights:
     def __init__(self, constants: Constants) -> None:
         self._constants = constants
         self._layers = sum(name.endswith("/LSTM_output_0/r") for name in constants)
-        width, channels, _ = constants["encoder.conv2.weight"].shape
+        inputs, width = constants["rows.encoder.conv2.weight/w"].shape
+        channels = inputs // KERNEL
         self.mels = len(constants["encoder.mean"])
         self._lookahead = len(constants["encoder.ahead.weight"][0, 0]) - 1 if "encoder.ahead.weight" in constants else 0
         self._output = self._linear()
         self.tokens = len(self._output[2])
         self.sizes = (self.mels, channels, width, self._layers, self._lookahead, self.tokens)
-        if width % PARTS:
-            raise ValueError(f"the encoder is {width} wide, which is no multiple of {PARTS}")
+        if width % PARTS or channels % QUAD or self.mels % QUAD:
+            raise ValueError(
+                f"{self.mels} mel bands, {channels} channels and a width of {width} do not fill the panels"
+            )
         for i in range(self._layers):
             if constants[f"/blocks.{i}/cell/LSTM_output_0/r"].shape != (width, 4 * width):
                 raise ValueError(f"block {i} has a cell of another width")
@@ -115,7 +118,8 @@ class _Weights:
         c = self._constants
         parts = [c["encoder.mean"], c["encoder.std"]]
         for name in ("encoder.conv1", "encoder.conv2"):
-            parts += _convolution(c[f"{name}.weight"], c[f"{name}.bias"])
+            parts += _matrix(c[f"rows.{name}.weight/w"], c[f"rows.{name}.weight/w_scale"])
+            parts.append(_padded(c[f"{name}.bias"]))
         if self._lookahead:
             parts += [c["encoder.ahead.weight"][:, 0].T, c["encoder.ahead.bias"]]
         for i in range(self._layers):
@@ -129,7 +133,7 @@ class _Weights:
             c["encoder.norm.weight"],
             c["encoder.norm.bias"],
             *_matrix(weights, scale),
-            _padded(bias, INT_PANEL),
+            _padded(bias),
         ]
 
     def _linear(self) -> tuple[NDArray, NDArray, NDArray]:
@@ -141,23 +145,15 @@ class _Weights:
         return weights, scale, bias
 
 
-def _convolution(weights: NDArray, bias: NDArray) -> Sequence[NDArray]:
-    """Weights (outputs, inputs, frames) as (outputs / FLOAT_PANEL, frames * inputs, FLOAT_PANEL); biases."""
-    rows = weights.transpose(0, 2, 1).reshape(len(bias), -1)
-    rows = np.pad(rows, ((0, -len(bias) % FLOAT_PANEL), (0, 0)))
-    panels = rows.reshape(-1, FLOAT_PANEL, rows.shape[1]).transpose(0, 2, 1)
-    return panels, _padded(bias, FLOAT_PANEL)
-
-
 def _matrix(weights: NDArray, scale: NDArray) -> Sequence[NDArray]:
-    """Weights (inputs, outputs) as (outputs / INT_PANEL, inputs / 4, INT_PANEL, 4); where sums start; scales."""
+    """Weights (inputs, outputs) as (outputs / PANEL, inputs / 4, PANEL, 4); where sums start; scales."""
     inputs, outputs = weights.shape
-    missing = -outputs % INT_PANEL
+    missing = -outputs % PANEL
     if missing:
         weights = np.pad(weights, ((0, 0), (0, missing)))
-    panels = weights.reshape(inputs // QUAD, QUAD, -1, INT_PANEL).transpose(2, 0, 3, 1)
-    return panels, -ZERO * weights.sum(axis=0, dtype=np.int32), _padded(scale, INT_PANEL)
+    panels = weights.reshape(inputs // QUAD, QUAD, -1, PANEL).transpose(2, 0, 3, 1)
+    return panels, -ZERO * weights.sum(axis=0, dtype=np.int32), _padded(scale)
 
 
-def _padded(row: NDArray, panel: int) -> NDArray:
-    return np.pad(row, (0, -len(row) % panel))
+def _padded(row: NDArray) -> NDArray:
+    return np.pad(row, (0, -len(row) % PANEL))

@@ -74,7 +74,8 @@ def test_an_exported_encoder_comes_back(shape: EncoderConfig, tmp_path: Path) ->
         exact = found.average[name]
         if "bias" in name and "cell" in name:
             continue  # of which some graphs hold the sum alone
-        atol = exact.abs().max() / 100 if exact.ndim == 2 else 1e-6
+        in_bytes = exact.ndim > 1 and "ahead" not in name
+        atol = exact.abs().max() / 100 if in_bytes else 1e-6
         torch.testing.assert_close(rounded, exact, rtol=0, atol=float(atol))
     assert np.abs(log_probs(restore(directory).encoder()) - log_probs(encoder)).mean() < 0.05
 

@@ -258,11 +258,14 @@ def acoustic_evidence(
     emissions, vocabulary = log_probs.shape
     frames, count = path.frames, len(path.tokens)
     tokens = np.where(path.tokens < vocabulary, path.tokens, boundary)
-    begin, end = np.array([(span.begin, span.end) for span in spans]).T
+    edges = np.array([edge for _, begin, end in spans for edge in (begin, end)])
+    begin, end = edges[::2], edges[1::2]
     before, after = np.maximum(begin - 1, 0), np.minimum(end, count - 1)
     first, last = frames[begin], frames[end - 1]
-    low = np.where(begin > 0, frames[before], np.maximum(first - MARGIN, 0))
-    high = np.where(end < count, frames[after], np.minimum(last + MARGIN, emissions - 1))
+    around = np.empty(len(edges), np.int64)
+    low, high = around[::2], around[1::2]  # the frames from the token before a word on, and up to the one after it
+    low[:] = np.where(begin > 0, frames[before], np.maximum(first - MARGIN, 0))
+    high[:] = np.where(end < count, frames[after], np.minimum(last + MARGIN, emissions - 1)) + 1
 
     # Between two tokens an alignment has blanks, or the token once more.
     aligned = log_probs[:, BLANK_ID].astype(np.float64)
@@ -271,13 +274,14 @@ def acoustic_evidence(
     again = log_probs[spoken, tokens[current[spoken]]]
     aligned[spoken] = np.logaddexp(aligned[spoken], again)
     aligned[frames] = log_probs[frames, tokens]
-    total = np.concatenate([[0.0], np.cumsum(aligned)])
+    total = np.zeros(emissions + 1)
+    np.cumsum(aligned, out=total[1:])
     fused = path.fused
     return {
         "language": fused[after] - np.where(begin > 0, fused[before], 0.0),
-        "fit": (total[high + 1] - total[low]) / (high + 1 - low),
-        "worst": np.minimum.reduceat(np.append(path.log_probs, 0.0), np.stack([begin, end], 1).ravel())[::2],
-        "clarity": np.minimum.reduceat(np.append(clarity, 0.0), np.stack([low, high + 1], 1).ravel())[::2],
+        "fit": (total[high] - total[low]) / (high - low),
+        "worst": np.minimum.reduceat(np.append(path.log_probs, 0.0), edges)[::2],
+        "clarity": np.minimum.reduceat(np.append(clarity, 0.0), around)[::2],
         "haste": -(last + 1 - first) / (end - begin),
         "long": np.maximum(end - begin - SHORT, 0).astype(np.float64),
     }

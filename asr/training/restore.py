@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from asr.encoder import Encoder, EncoderConfig
+from asr.encoder import KERNEL, Encoder, EncoderConfig
 from asr.errors import ASRError
 from asr.recognizer import find_model
 from asr.runtime import CONFIG_FILE, GRAPH_FILES, ModelConfig
@@ -28,6 +28,7 @@ Arrays = dict[str, NDArray[np.float32]]
 PREFIX = "encoder."  # of the names that the exporter keeps
 COMPUTED = "onnx::Add"  # at the beginning of the name of a bias that the exporter has computed
 QUANTISED = "_quantized"  # at the end of the name of a matrix in 8 bits
+CONVOLUTION, MATRIX_SCALE = "rows.encoder.", "/w_scale"  # around the name of a convolution's weights, from there too
 ROW_SCALE = "/r_scale"  # at the end of the name of a constant of each LSTM that asr.training.rows has rewritten
 GATES = {"lstm": (0, 2, 3, 1), "gru": (1, 0, 2), "rnn": (0,)}  # the place in ONNX's order of each gate in torch's
 
@@ -87,6 +88,11 @@ def _weights(model: onnx.ModelProto, cell: str) -> dict[str, torch.Tensor]:
             weights[f"{layer}.weight"] = _matrix(node.input[1], constants).T
         elif node.op_type == "Add" and node.input[0].startswith(COMPUTED):
             weights[f"{layer}.bias"] = constants[node.input[0]]
+    for name in (name.removesuffix(MATRIX_SCALE) for name in constants if name.startswith(CONVOLUTION)):
+        if f"{name}{MATRIX_SCALE}" in constants:
+            rows = constants[f"{name}/w"] * constants[f"{name}{MATRIX_SCALE}"]
+            layer = name.removeprefix(CONVOLUTION)
+            weights[layer] = rows.reshape(KERNEL, -1, rows.shape[1]).transpose(2, 1, 0)
     for number, found in enumerate(_cells(model.graph, constants)):
         for direction, suffix in enumerate(("l0", "l0_reverse")[: len(found.inputs)]):
             bias_ih, bias_hh = np.split(found.biases[direction], 2)

@@ -18,6 +18,7 @@ MICROSOFT = "com.microsoft"  # domain of ONNX Runtime's own operators
 LEVELS = 127.0  # of magnitude; values become bytes around ZERO
 ZERO = 128
 TINY = 1e-9  # scale of a row of zeros
+MOST_OF_WEIGHT = 63  # 7 bits, as the other weights have
 
 ONE, STEP, FLOOR, MIDDLE, OFFSET, FIRST, SECOND = (
     f"rows.{name}" for name in ("one", "step", "floor", "middle", "offset", "first", "second")
@@ -36,6 +37,8 @@ CONSTANTS: dict[str, Any] = {
 def separate(path: Path) -> None:
     """Rewrites the quantised LSTMs and matrix products of a streaming graph, and notes so in its metadata.
 
+    Its subsampling convolutions become matrix products too, whose rows are all the frames of an output.
+
     Other graphs, bidirectional or of other cells, stay as they are.
     """
     model = onnx.load(str(path))
@@ -47,6 +50,8 @@ def separate(path: Path) -> None:
     for node in model.graph.node:
         if node.op_type == "DynamicQuantizeLSTM":
             _lstm(nodes, node, constants)
+        elif node.op_type == "Conv" and all(a.i == 1 for a in node.attribute if a.name == "group"):
+            _convolution(nodes, node, constants)
         elif node.op_type == "DynamicQuantizeLinear":
             rows, scale = nodes.quantised(node.input[0], node.output[0])
             nodes.add("Identity", [rows], node.output[0])
@@ -95,6 +100,27 @@ class _Nodes:
         inputs = [rows, weights, ONE, weight_scale, MIDDLE]
         whole = self.add("MatMulIntegerToFloat", inputs, f"{name}/whole", domain=MICROSOFT)
         return self.add("Mul", [whole, scale], f"{name}/product")
+
+
+def _convolution(nodes: _Nodes, node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> None:
+    """A convolution over (batch, inputs, frames) without padding."""
+    x, weight, bias = node.input
+    name = f"rows.{weight}"
+    (stride,) = next(a.ints for a in node.attribute if a.name == "strides")
+    given = constants[weight].transpose(2, 1, 0)  # (kernel, inputs, outputs)
+    kernel, _, outputs = given.shape
+    scale = np.maximum(np.abs(given).max(axis=(0, 1)) / MOST_OF_WEIGHT, TINY).astype(np.float32)
+    weights = nodes.constant(f"{name}/w", np.rint(given / scale).astype(np.int8).reshape(-1, outputs))
+    frames = nodes.add("Transpose", [x], f"{name}/frames", perm=[0, 2, 1])
+    every = nodes.constant(f"{name}/stride", np.array([stride], np.int64))
+    parts = []
+    for k in range(kernel):
+        ends = k + 1 - kernel or np.iinfo(np.int64).max
+        limits = [nodes.constant(f"{name}/{at}.{k}", np.array([i], np.int64)) for at, i in (("from", k), ("to", ends))]
+        parts.append(nodes.add("Slice", [frames, *limits, SECOND, every], f"{name}/frame.{k}"))
+    rows = nodes.add("Concat", parts, f"{name}/rows", axis=-1)
+    product = nodes.product(rows, weights, nodes.constant(f"{name}/w_scale", scale), f"{name}/product")
+    nodes.add("Transpose", [nodes.add("Add", [product, bias], f"{name}/sum")], node.output[0], perm=[0, 2, 1])
 
 
 def _lstm(nodes: _Nodes, node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> None:
