@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,7 @@ class Hypothesis:
         return Segment.of(self.words, self.alternatives)
 
 
-@dataclass(frozen=True)
-class _Spoken:
+class _Spoken(NamedTuple):
     """A word with its first and last emission, counted from the start of its segment."""
 
     text: str
@@ -210,8 +209,9 @@ class Segmenter:
         if not spans:
             return []
         confidences = self._judge.confidences(self._decoder, self._state, self._emissions(), path, is_final, spans)
+        frames = path.frames.tolist()
         return [
-            _Spoken(text, int(path.frames[begin]), int(path.frames[end - 1]), confidence, end)
+            _Spoken(text, frames[begin], frames[end - 1], confidence, end)
             for (text, begin, end), confidence in zip(spans, confidences, strict=True)
         ]
 
@@ -238,10 +238,12 @@ class Segmenter:
 
     def _timed(self, spoken: list[_Spoken]) -> tuple[Word, ...]:
         """Words with times in the stream: in order, not before those already final, not after the end."""
-        first, last = np.array([(word.first, word.last) for word in spoken], np.float64).reshape(-1, 2).T
+        first, last = (np.array([word[at] for word in spoken], np.float64) for at in (1, 2))
         spans = self._times.spans(first * self._emission_seconds, last * self._emission_seconds)
         origin = self._origin + self._begin * self._emission_seconds
-        starts, ends = (np.clip(times + origin, self._spoken_until, self.duration).tolist() for times in spans)
+        starts, ends = (
+            np.minimum(np.maximum(times + origin, self._spoken_until), self.duration).tolist() for times in spans
+        )
         return tuple(
             Word(word.text, start, end, word.confidence) for word, start, end in zip(spoken, starts, ends, strict=True)
         )

@@ -114,7 +114,7 @@ def write_graph(encoder: Encoder, path: Path) -> None:
 
 
 def quantise(graph: Path, quantised: Path) -> None:
-    """Writes the graph with integer weights: of its recurrent and linear layers and, where it streams, its convolutions.
+    """Writes the graph with integer weights in its recurrent and linear layers and, where it streams, convolutions.
 
     One scale per output channel, and 7 bits: with 8, processors without VNNI saturate when they add two products.
     """
