@@ -121,7 +121,9 @@ class LogMel:
 
     def _log_energy(self, windows: NDArray[np.float32]) -> Frames:
         """windows: shape = (a multiple of BLOCK, window)."""
-        spectrum = np.fft.rfft(windows * self._window, self.config.n_fft)
+        filled = np.zeros((len(windows), self.config.n_fft), np.float32)
+        np.multiply(windows, self._window, out=filled[:, : self.config.window])
+        spectrum = np.fft.rfft(filled)
         power = spectrum.real**2 + spectrum.imag**2
         energy = power.reshape(-1, BLOCK, power.shape[1]) @ self._filters  # (blocks, BLOCK, n_mels)
         return np.log(energy.reshape(len(windows), -1) + np.float32(self.config.floor))
