@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,19 +46,21 @@ class Process:
         call = json.dumps([function, arguments, list(cores), writing])
         environment = os.environ | {name: str(len(cores)) for name in THREADS} | {BEGAN: str(self._began)}
         command = [str(python), "-m", "benchmarks.apart", call]
-        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "pass_fds": [writing]}
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (no pipe, which fills up while nobody reads it)
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": self._errors, "pass_fds": [writing]}
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
         os.close(writing)
         self._pipe = os.fdopen(reading)
 
     def result(self) -> Result:
         """Waits for the end; Failed where there is no result."""
-        _, errors = self._process.communicate()
-        with self._pipe as pipe:
+        with self._pipe as pipe, self._errors as errors:
             text = pipe.read()
-        if self._process.returncode or not text:
-            lines = errors.strip().splitlines() or [f"exit code {self._process.returncode}"]
-            raise Failed(lines[-1])
+            code = self._process.wait()
+            errors.seek(0)
+            lines = errors.read().strip().splitlines()
+        if code or not text:
+            raise Failed(lines[-1] if lines else f"exit code {code}")
         value, cpu_seconds, peak_mb = json.loads(text)
         return Result(value, time.monotonic() - self._began, cpu_seconds, peak_mb)
 

@@ -217,17 +217,21 @@ async def listened(model: str, decoder: str, path: str, chunk_ms: int, streams: 
     engine = Engine(recognizer.model, Metrics())
     choice = np.random.default_rng(1)
     period = chunk_ms / 1000
+    size = round(period * rate)
+    again = np.concatenate([samples, samples[:size]])
     speakers = []
     for offset in choice.integers(len(samples), size=streams):
-        speakers.append(Speaker(recognizer.stream(rate), engine, samples, int(offset), round(period * rate)))
+        speakers.append(Speaker(recognizer.stream(rate), engine, again, int(offset), size))
     start = time.monotonic() + period
     due = [(start + wait, number) for number, wait in enumerate(choice.uniform(0, period, streams))]
     heapq.heapify(due)
     while due[0][0] < start + seconds:
-        moment, number = due[0]
-        await asyncio.sleep(max(0.0, moment - time.monotonic()))
-        speakers[number].speak(moment)
-        heapq.heapreplace(due, (moment + period, number))
+        await asyncio.sleep(max(0.0, due[0][0] - time.monotonic()))
+        now = time.monotonic()
+        while due[0][0] <= now:
+            moment, number = due[0]
+            speakers[number].speak(moment)
+            heapq.heapreplace(due, (moment + period, number))
     await asyncio.sleep(GRACE_SECONDS)
     engine.close()
     warm = start + WARM_SHARE * seconds
@@ -239,7 +243,7 @@ class Speaker:
 
     def __init__(self, stream: "Stream", engine: "Engine", samples: "Samples", offset: int, size: int) -> None:
         self._stream, self._engine = stream, engine
-        self._samples, self._place, self._size = samples, offset, size
+        self._samples, self._place, self._size = samples, offset, size  # its last chunk is its first one again
         self._waiting: deque[float] = deque()  # moments from which chunks are there that are not answered yet
         self._heard: list[tuple[float, float]] = []
 
@@ -255,8 +259,8 @@ class Speaker:
         return self._heard + [(moment, now - moment) for moment in self._waiting]
 
     def _send(self) -> None:
-        chunk = self._samples.take(range(self._place, self._place + self._size), mode="wrap")
-        self._place += self._size
+        chunk = self._samples[self._place : self._place + self._size]
+        self._place = (self._place + self._size) % (len(self._samples) - self._size)
         self._engine.submit(self._stream.accepting(chunk), self._answered)
 
     def _answered(self, hypotheses: "list[Hypothesis]", error: Exception | None) -> None:
