@@ -21,7 +21,8 @@ from asr.segmenter import Hypothesis, LogProbs
 from asr.server.metrics import Metrics
 
 MOST_IN_BATCH = 64  # streams; more would be no faster each, and would wait longer for the first result
-MOST_AT_EASE = 8  # streams that wait while the thread is not behind
+MOST_AT_EASE = 3  # streams that wait while the thread is not behind
+MOST_MORE = 4  # pieces that it takes at once beyond the first when it is far behind
 REPORT_SECONDS = 0.01  # for which reports gather, so that the event loop is woken once for many
 
 Report = Callable[[list[Hypothesis], Exception | None], None]
@@ -54,9 +55,9 @@ class Engine:
             self._change.notify()
 
     @property
-    def is_behind(self) -> bool:
-        """Whether so many streams wait that larger pieces, which cost less, serve all of them better."""
-        return self._waiting + len(self._tasks) > MOST_AT_EASE
+    def more(self) -> int:
+        """Pieces for which a stream should wait beyond the next: larger ones cost less, and serve all when many wait."""
+        return min(MOST_MORE, (self._waiting + len(self._tasks)) // MOST_AT_EASE)
 
     def close(self) -> None:
         """Ends the thread after the steps already given."""

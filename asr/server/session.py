@@ -137,7 +137,7 @@ class Session:
 
     def _enough(self) -> int:
         """Samples for which the engine is called."""
-        return self.stream.wanted + (self.stream.piece if self._engine.is_behind else 0)
+        return self.stream.wanted + self.stream.piece * self._engine.more
 
     def _sufficed(self) -> Seconds:
         """When enough of the samples held had come for something to be decoded."""
