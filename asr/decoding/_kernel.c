@@ -76,7 +76,8 @@ typedef struct {
     List old, stayed, next; /* of Hypothesis */
     List trace, committed;  /* of Entry */
     List candidates, extensions, nodes;
-    List total, tried, column, joined, table, settled;
+    List total, next_total; /* of `old` and `stayed`: log-probability of both endings of each */
+    List tried, column, joined, lives, table, settled;
 } Search;
 
 /* Room for so many items; 0 where memory is out. */
@@ -168,20 +169,6 @@ static void select_best(Candidate *c, size_t count, size_t wanted) {
     }
 }
 
-/* Best first (Hoare's quicksort; the longer side is left to the loop, so that the stack stays small). */
-static void sort(Candidate *c, size_t begin, size_t end) {
-    while (end - begin > 1) {
-        size_t place = part(c, begin, end);
-        if (place - begin < end - place) {
-            sort(c, begin, place);
-            begin = place + 1;
-        } else {
-            sort(c, place + 1, end);
-            end = place;
-        }
-    }
-}
-
 /* A hash table of the live prefixes: a row for each key, open addressing; `mask` is its size less one. */
 static int build_table(List *table, const Hypothesis *rows, size_t count, size_t *mask) {
     size_t size = 16;
@@ -255,10 +242,24 @@ static double cut(Search *s) {
     return lowest;
 }
 
-/* Lists the best candidates, best first: hypotheses that stay as they are, and extensions. */
+/* The score of a hypothesis with one more token; *fused: what the scorer has added to it, with `state` after it. */
+static double extended(const Search *s, size_t row, int64_t token, const double *emission, int64_t *state, double *fused) {
+    const Hypothesis *from = (const Hypothesis *)s->old.items + row;
+    double acoustic = (token == from->last ? from->blank : ((const double *)s->total.items)[row]) + emission[token];
+    double added = from->fused;
+    memcpy(state, from->scorer, FIELDS * sizeof *state);
+    if (s->scorer.words || s->scorer.hotwords)
+        added += extend(&s->scorer, state, token);
+    if (fused)
+        *fused = added;
+    return acoustic + added;
+}
+
+/* Marks the best candidates: hypotheses that stay as they are, and extensions. */
 static int list_candidates(Search *s, const double *emission) {
     const Hypothesis *old = s->old.items, *stayed = s->stayed.items;
     const double *total = s->total.items;
+    double *next_total = s->next_total.items;
     const int64_t *tried = s->tried.items;
     const char *joined = s->joined.items;
     const Words *words = s->scorer.words;
@@ -268,12 +269,20 @@ static int list_candidates(Search *s, const double *emission) {
     if (!reserve(&s->candidates, n))
         return 0;
     Candidate *candidates = s->candidates.items;
+    size_t leader = 0;
     for (size_t i = 0; i < n; i++) {
-        double score = log_add_exp(stayed[i].blank, stayed[i].label) + stayed[i].fused;
+        next_total[i] = log_add_exp(stayed[i].blank, stayed[i].label);
+        double score = next_total[i] + stayed[i].fused;
         candidates[i] = (Candidate){score, (int64_t)i, -1};
         best = score > best ? score : best;
+        leader = total[i] + old[i].fused > total[leader] + old[leader].fused ? i : leader;
     }
     s->candidates.count = n;
+    for (size_t j = 0; j < k && n; j++) { /* only so that the bar is high from the first row on */
+        int64_t state[FIELDS];
+        double score = extended(s, leader, tried[j], emission, state, NULL);
+        best = !joined[leader * k + j] && score > best ? score : best;
+    }
     bar = best - s->threshold;
     double likeliest_beginning = -INFINITY, likeliest_inside = -INFINITY;
     for (size_t j = 0; j < k; j++) {
@@ -294,11 +303,7 @@ static int list_candidates(Search *s, const double *emission) {
             if (words && bar > -INFINITY && is_forbidden(words, old[i].scorer, token))
                 continue; /* only saves time: its score is below any bar */
             int64_t state[FIELDS];
-            memcpy(state, old[i].scorer, sizeof state);
-            double fused = old[i].fused;
-            if (words || s->scorer.hotwords)
-                fused += extend(&s->scorer, state, token);
-            double score = acoustic + fused;
+            double fused, score = extended(s, i, token, emission, state, &fused);
             if (!(score >= bar))
                 continue;
             Extension *extension = append(&s->extensions);
@@ -326,7 +331,12 @@ static int list_candidates(Search *s, const double *emission) {
     s->candidates.count = kept;
     if (kept > beam)
         cut(s);
-    sort(s->candidates.items, 0, s->candidates.count);
+    if (!reserve(&s->lives, n + s->extensions.count))
+        return 0;
+    char *lives = s->lives.items;
+    memset(lives, 0, n + s->extensions.count);
+    for (size_t i = 0; i < s->candidates.count; i++)
+        lives[candidates[i].extension < 0 ? candidates[i].position : (int64_t)n + candidates[i].extension] = 1;
     return 1;
 }
 
@@ -334,25 +344,29 @@ static int list_candidates(Search *s, const double *emission) {
 static int survive(Search *s, int64_t frame) {
     const Hypothesis *old = s->old.items, *stayed = s->stayed.items;
     const Extension *extensions = s->extensions.items;
-    const Candidate *candidates = s->candidates.items;
-    size_t count = s->candidates.count;
-    if (!reserve(&s->next, count))
+    const char *lives = s->lives.items;
+    size_t n = s->old.count, count = 0;
+    if (!reserve(&s->next, s->candidates.count) || !reserve(&s->total, s->candidates.count))
         return 0;
     Hypothesis *next = s->next.items;
-    for (size_t i = 0; i < count; i++)
-        if (candidates[i].extension < 0)
-            *next++ = stayed[candidates[i].position];
-    for (size_t i = 0; i < count; i++) {
-        if (candidates[i].extension < 0)
+    double *total = s->total.items; /* of the next frame from here on */
+    const double *next_total = s->next_total.items;
+    for (size_t i = 0; i < n; i++)
+        if (lives[i]) {
+            total[count] = next_total[i];
+            next[count++] = stayed[i];
+        }
+    for (size_t i = 0; i < s->extensions.count; i++) {
+        if (!lives[n + i])
             continue;
-        const Extension *by = &extensions[candidates[i].extension];
+        const Extension *by = &extensions[i];
         const Hypothesis *from = &old[by->row];
         int repeats = from->last == by->token;
         Entry *entry = append(&s->trace);
         if (!entry)
             return 0;
         *entry = (Entry){repeats ? from->head_blank : head(from), by->token, frame, by->log_prob, by->fused};
-        *next = (Hypothesis){
+        next[count] = (Hypothesis){
             .key = extend_key(from->key, by->token),
             .parent_key = from->key,
             .last = by->token,
@@ -364,8 +378,8 @@ static int survive(Search *s, int64_t frame) {
             .head_blank = (int64_t)s->trace.count - 1,
             .head_label = (int64_t)s->trace.count - 1,
         };
-        memcpy(next->scorer, by->scorer, sizeof next->scorer);
-        next++;
+        memcpy(next[count].scorer, by->scorer, sizeof by->scorer);
+        total[count++] = by->acoustic;
     }
     s->next.count = count;
     List last = s->old;
@@ -407,17 +421,18 @@ static int advance(Search *s, const double *emission, int64_t frame) {
     Hypothesis *old = s->old.items;
     size_t n = s->old.count;
     choose_tokens(s, emission);
+    double *total = s->total.items;
     if (s->tried.count == 0) {
-        for (size_t i = 0; i < n; i++)
-            stay(&old[i], log_add_exp(old[i].blank, old[i].label), emission);
+        for (size_t i = 0; i < n; i++) {
+            stay(&old[i], total[i], emission);
+            total[i] = log_add_exp(old[i].blank, old[i].label);
+        }
         return 1;
     }
-    if (!reserve(&s->stayed, n) || !reserve(&s->total, n) || !reserve(&s->joined, n * s->tried.count))
+    if (!reserve(&s->stayed, n) || !reserve(&s->next_total, n) || !reserve(&s->joined, n * s->tried.count))
         return 0;
     Hypothesis *stayed = s->stayed.items;
-    double *total = s->total.items;
     for (size_t i = 0; i < n; i++) {
-        total[i] = log_add_exp(old[i].blank, old[i].label);
         stayed[i] = old[i];
         stay(&stayed[i], total[i], emission);
     }
@@ -429,10 +444,11 @@ static int list_settled(Search *s, int64_t frame, size_t *row) {
     const Hypothesis *h = s->old.items;
     const Entry *trace = s->trace.items;
     const Node *nodes = s->nodes.items;
+    const double *total = s->total.items;
     double best = -INFINITY;
     int64_t entry = PAST;
     for (size_t i = 0; i < s->old.count; i++) {
-        double score = log_add_exp(h[i].blank, h[i].label) + h[i].fused;
+        double score = total[i] + h[i].fused;
         score += final_score(&s->scorer, h[i].scorer);
         if (i == 0 || score > best) {
             best = score;
@@ -487,12 +503,15 @@ static int settle(Search *s, int64_t frame) {
         nodes[e].following = depth == (int64_t)s->settled.count + 1 ? (int64_t)e : parent < 0 ? PAST : nodes[parent].following;
     }
     Hypothesis *h = s->old.items;
+    double *total = s->total.items;
     for (size_t i = 0; i < s->old.count; i++) {
         int blank_agrees, label_agrees;
         h[i].head_blank = settle_head(s, h[i].head_blank, &blank_agrees);
         h[i].head_label = settle_head(s, h[i].head_label, &label_agrees);
-        if (blank_agrees || i == best)
+        if (blank_agrees || i == best) {
+            total[kept] = total[i];
             h[kept++] = h[i];
+        }
     }
     s->old.count = kept;
     return 1;
@@ -581,8 +600,11 @@ static int fits(const Search *s) {
 
 /* All frames; 0 where memory is out. */
 static int run(Search *s, const double *emissions, int64_t frame, int64_t frames) {
-    if (!reserve(&s->column, (size_t)s->tokens) || !reserve(&s->tried, (size_t)s->tokens))
+    const Hypothesis *h = s->old.items;
+    if (!reserve(&s->column, (size_t)s->tokens) || !reserve(&s->tried, (size_t)s->tokens) || !reserve(&s->total, s->old.count))
         return 0;
+    for (size_t i = 0; i < s->old.count; i++)
+        ((double *)s->total.items)[i] = log_add_exp(h[i].blank, h[i].label);
     for (int64_t t = 0; t < frames; t++) {
         if (!advance(s, emissions + t * s->tokens, frame + t))
             return 0;
@@ -697,11 +719,12 @@ static PyObject *step(PyObject *module, PyObject *args) {
     PyObject *scorer, *result = NULL;
     long long frame, tokens, beam, most_tokens, horizon, settle_every;
     Search s = {0};
-    List *lists[] = {&s.old,        &s.stayed, &s.next,  &s.trace,  &s.committed, &s.candidates, &s.extensions,
-                     &s.nodes,      &s.total,  &s.tried, &s.column, &s.joined,    &s.table,      &s.settled};
-    const size_t sizes[] = {sizeof(Hypothesis), sizeof(Hypothesis), sizeof(Hypothesis), sizeof(Entry), sizeof(Entry),
-                            sizeof(Candidate),  sizeof(Extension),  sizeof(Node),       sizeof(double), sizeof(int64_t),
-                            sizeof(int64_t),    sizeof(char),       sizeof(int64_t),    sizeof(int64_t)};
+    List *lists[] = {&s.old,   &s.stayed,     &s.next,  &s.trace,  &s.committed, &s.candidates, &s.extensions, &s.nodes,
+                     &s.total, &s.next_total, &s.tried, &s.column, &s.joined,    &s.lives,      &s.table,      &s.settled};
+    const size_t sizes[] = {sizeof(Hypothesis), sizeof(Hypothesis), sizeof(Hypothesis), sizeof(Entry),
+                            sizeof(Entry),      sizeof(Candidate),  sizeof(Extension),  sizeof(Node),
+                            sizeof(double),     sizeof(double),     sizeof(int64_t),    sizeof(int64_t),
+                            sizeof(char),       sizeof(char),       sizeof(int64_t),    sizeof(int64_t)};
     enum { LISTS = sizeof lists / sizeof *lists };
     for (int i = 0; i < LISTS; i++)
         lists[i]->size = sizes[i];

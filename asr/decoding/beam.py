@@ -389,7 +389,7 @@ class BeamSearch:
         acoustic = extended[row, at]
         scores = np.concatenate([np.logaddexp(stayed["blank"], stayed["label"]) + stayed["fused"], acoustic + fused])
         chosen = np.flatnonzero(scores >= scores.max() - self.config.beam_threshold)
-        chosen = chosen[np.argsort(-scores[chosen], kind="stable")[: self.config.beam]]
+        chosen = np.sort(chosen[np.argsort(-scores[chosen], kind="stable")[: self.config.beam]])
         keep, chosen = chosen[chosen < n], chosen[chosen >= n] - n
 
         row, at = row[chosen], at[chosen]
