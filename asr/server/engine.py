@@ -56,7 +56,7 @@ class Engine:
 
     @property
     def more(self) -> int:
-        """Pieces for which a stream should wait beyond the next: larger ones cost less, and serve all when many wait."""
+        """Pieces for which a stream should wait beyond the next: when many wait, larger and fewer ones serve all."""
         return min(MOST_MORE, (self._waiting + len(self._tasks)) // MOST_AT_EASE)
 
     def close(self) -> None:
