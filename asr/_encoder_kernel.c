@@ -34,6 +34,7 @@ typedef struct {
     Matrix matrix; /* inputs: of all frames of the kernel */
     const float *bias;
     int64_t outputs;
+    int zero; /* as a byte of its inputs */
 } Convolution;
 
 typedef struct {
@@ -151,8 +152,8 @@ static Matrix matrix(Table *table, int64_t inputs, int64_t outputs) {
     return m;
 }
 
-static Convolution convolution(Table *table, int64_t inputs, int64_t outputs) {
-    Convolution c = {.matrix = matrix(table, KERNEL * inputs, outputs), .outputs = outputs};
+static Convolution convolution(Table *table, int64_t inputs, int64_t outputs, int zero) {
+    Convolution c = {.matrix = matrix(table, KERNEL * inputs, outputs), .outputs = outputs, .zero = zero};
     c.bias = floats(table, c.matrix.outputs);
     return c;
 }
@@ -161,8 +162,8 @@ static Convolution convolution(Table *table, int64_t inputs, int64_t outputs) {
 static int parse(Table table, const Sizes *s, Block *blocks, Weights *w) {
     w->mean = floats(&table, s->mels);
     w->deviation = floats(&table, s->mels);
-    w->conv1 = convolution(&table, s->mels, s->channels);
-    w->conv2 = convolution(&table, s->channels, s->width);
+    w->conv1 = convolution(&table, s->mels, s->channels, ZERO);
+    w->conv2 = convolution(&table, s->channels, s->width, 0); /* of what a ReLU leaves */
     if (s->lookahead) {
         w->ahead = floats(&table, (s->lookahead + 1) * s->width);
         w->ahead_bias = floats(&table, s->width);

@@ -55,7 +55,7 @@ static ALWAYS_INLINE void NAME(tile)(int rows, const uint8_t *x, const float *sc
         }
 }
 
-/* out = x @ weights * scales + add; x: bytes around ZERO, shape = (rows, inputs); add: rows, or one
+/* out = x @ weights * scales + add; x: bytes as quantised, shape = (rows, inputs); add: rows, or one
  * if `add_stride` is 0; it may be `out`. */
 static void NAME(product)(const uint8_t *x, const float *scale, int64_t rows, const Matrix *m, const float *add,
                           int64_t add_stride, float *out) {
@@ -103,8 +103,10 @@ static inline float NAME(total)(float *part) {
     return part[0];
 }
 
-/* Rows of numbers to bytes around ZERO, with a scale for each row. */
-static void NAME(quantise)(const float *x, int64_t rows, int64_t width, uint8_t *bytes, float *scale) {
+/* Rows of numbers to bytes around `zero`, with a scale for each row; where that is 0, no number is negative. */
+static ALWAYS_INLINE void NAME(quantise_around)(int zero, const float *x, int64_t rows, int64_t width, uint8_t *bytes,
+                                                float *scale) {
+    float inverse = 1 / (zero ? LEVELS : 2 * LEVELS + 1);
     for (int64_t r = 0; r < rows; r++, x += width, bytes += width) {
         float part[PARTS] = {0}, most = 0;
         int64_t whole = width / PARTS * PARTS;
@@ -117,10 +119,15 @@ static void NAME(quantise)(const float *x, int64_t rows, int64_t width, uint8_t 
             part[0] = fabsf(x[i]) > part[0] ? fabsf(x[i]) : part[0];
         for (int p = 0; p < PARTS; p++)
             most = part[p] > most ? part[p] : most;
-        float step = scale[r] = most * (1 / LEVELS) + TINY;
+        float step = scale[r] = most * inverse + TINY;
         for (int64_t i = 0; i < width; i++)
-            bytes[i] = (uint8_t)(int32_t)(x[i] / step + (ZERO + 0.5f));
+            bytes[i] = (uint8_t)(int32_t)(x[i] / step + (zero + 0.5f));
     }
+}
+
+/* The same around ZERO. */
+static void NAME(quantise)(const float *x, int64_t rows, int64_t width, uint8_t *bytes, float *scale) {
+    NAME(quantise_around)(ZERO, x, rows, width, bytes, scale);
 }
 
 /* ReLU of a convolution over `frames` outputs of each stream; one step of the kernel is `stride` numbers of x. */
@@ -129,7 +136,8 @@ static void NAME(convolve)(const Convolution *c, Room *room, int64_t streams, in
     int64_t inputs = c->matrix.inputs;
     for (int64_t b = 0; b < streams; b++)
         for (int64_t t = 0, row = b * frames; t < frames; t++, row++)
-            NAME(quantise)(x + b * x_stream + t * stride, 1, inputs, room->bytes + row * inputs, room->scale + row);
+            NAME(quantise_around)(c->zero, x + b * x_stream + t * stride, 1, inputs, room->bytes + row * inputs,
+                                  room->scale + row);
     NAME(product)(room->bytes, room->scale, streams * frames, &c->matrix, c->bias, 0, room->gates);
     for (int64_t b = 0; b < streams; b++)
         for (int64_t t = 0; t < frames; t++) {

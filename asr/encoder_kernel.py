@@ -117,8 +117,8 @@ class _Weights:
     def _parts(self) -> list[NDArray]:
         c = self._constants
         parts = [c["encoder.mean"], c["encoder.std"]]
-        for name in ("encoder.conv1", "encoder.conv2"):
-            parts += _matrix(c[f"rows.{name}.weight/w"], c[f"rows.{name}.weight/w_scale"])
+        for name, zero in (("encoder.conv1", ZERO), ("encoder.conv2", 0)):
+            parts += _matrix(c[f"rows.{name}.weight/w"], c[f"rows.{name}.weight/w_scale"], zero)
             parts.append(_padded(c[f"{name}.bias"]))
         if self._lookahead:
             parts += [c["encoder.ahead.weight"][:, 0].T, c["encoder.ahead.bias"]]
@@ -145,14 +145,17 @@ class _Weights:
         return weights, scale, bias
 
 
-def _matrix(weights: NDArray, scale: NDArray) -> Sequence[NDArray]:
-    """Weights (inputs, outputs) as (outputs / PANEL, inputs / 4, PANEL, 4); where sums start; scales."""
+def _matrix(weights: NDArray, scale: NDArray, zero: int = ZERO) -> Sequence[NDArray]:
+    """Weights (inputs, outputs) as (outputs / PANEL, inputs / 4, PANEL, 4); where sums start; scales.
+
+    zero: of the inputs, as a byte.
+    """
     inputs, outputs = weights.shape
     missing = -outputs % PANEL
     if missing:
         weights = np.pad(weights, ((0, 0), (0, missing)))
     panels = weights.reshape(inputs // QUAD, QUAD, -1, PANEL).transpose(2, 0, 3, 1)
-    return panels, -ZERO * weights.sum(axis=0, dtype=np.int32), _padded(scale)
+    return panels, -zero * weights.sum(axis=0, dtype=np.int32), _padded(scale)
 
 
 def _padded(row: NDArray) -> NDArray:

@@ -19,9 +19,11 @@ LEVELS = 127.0  # of magnitude; values become bytes around ZERO
 ZERO = 128
 TINY = 1e-9  # scale of a row of zeros
 MOST_OF_WEIGHT = 63  # 7 bits, as the other weights have
+OF_FEATURES = "encoder.conv1.weight"  # the other convolution hears what a ReLU leaves
 
-ONE, STEP, FLOOR, MIDDLE, OFFSET, FIRST, SECOND = (
-    f"rows.{name}" for name in ("one", "step", "floor", "middle", "offset", "first", "second")
+ONE, STEP, FLOOR, MIDDLE, OFFSET, FIRST, SECOND, SMALL_STEP, BOTTOM, HALF = (
+    f"rows.{name}"
+    for name in ("one", "step", "floor", "middle", "offset", "first", "second", "small_step", "bottom", "half")
 )
 CONSTANTS: dict[str, Any] = {
     ONE: np.float32(1),
@@ -31,6 +33,9 @@ CONSTANTS: dict[str, Any] = {
     OFFSET: np.float32(ZERO + 0.5),  # a cast to bytes cuts off, and so rounds
     FIRST: np.array([0], np.int64),
     SECOND: np.array([1], np.int64),
+    SMALL_STEP: np.float32(1 / (2 * LEVELS + 1)),  # of values that are not negative
+    BOTTOM: np.uint8(0),
+    HALF: np.float32(0.5),
 }
 
 
@@ -87,17 +92,18 @@ class _Nodes:
         self.constants[name] = value
         return name
 
-    def quantised(self, x: str, name: str) -> tuple[str, str]:
-        """Bytes around ZERO for each row of `x`, and the scales of the rows."""
+    def quantised(self, x: str, name: str, positive: bool = False) -> tuple[str, str]:
+        """Bytes around ZERO for each row of `x`, or from 0 on where none is negative, and the scales of the rows."""
         most = self.add("ReduceMax", [self.add("Abs", [x], f"{name}/abs")], f"{name}/most", axes=[-1], keepdims=1)
-        scale = self.add("Add", [self.add("Mul", [most, STEP], f"{name}/step"), FLOOR], f"{name}/scale")
-        shifted = self.add("Add", [self.add("Div", [x, scale], f"{name}/scaled"), OFFSET], f"{name}/shifted")
+        step, offset = (SMALL_STEP, HALF) if positive else (STEP, OFFSET)
+        scale = self.add("Add", [self.add("Mul", [most, step], f"{name}/step"), FLOOR], f"{name}/scale")
+        shifted = self.add("Add", [self.add("Div", [x, scale], f"{name}/scaled"), offset], f"{name}/shifted")
         return self.add("Cast", [shifted], f"{name}/bytes", to=TensorProto.UINT8), scale
 
-    def product(self, x: str, weights: str, weight_scale: str, name: str) -> str:
-        """x @ weights, in integers inside."""
-        rows, scale = self.quantised(x, name)
-        inputs = [rows, weights, ONE, weight_scale, MIDDLE]
+    def product(self, x: str, weights: str, weight_scale: str, name: str, positive: bool = False) -> str:
+        """x @ weights, in integers inside; positive: where nothing in x is negative."""
+        rows, scale = self.quantised(x, name, positive)
+        inputs = [rows, weights, ONE, weight_scale, BOTTOM if positive else MIDDLE]
         whole = self.add("MatMulIntegerToFloat", inputs, f"{name}/whole", domain=MICROSOFT)
         return self.add("Mul", [whole, scale], f"{name}/product")
 
@@ -119,7 +125,8 @@ def _convolution(nodes: _Nodes, node: onnx.NodeProto, constants: dict[str, np.nd
         limits = [nodes.constant(f"{name}/{at}.{k}", np.array([i], np.int64)) for at, i in (("from", k), ("to", ends))]
         parts.append(nodes.add("Slice", [frames, *limits, SECOND, every], f"{name}/frame.{k}"))
     rows = nodes.add("Concat", parts, f"{name}/rows", axis=-1)
-    product = nodes.product(rows, weights, nodes.constant(f"{name}/w_scale", scale), f"{name}/product")
+    weight_scale = nodes.constant(f"{name}/w_scale", scale)
+    product = nodes.product(rows, weights, weight_scale, f"{name}/product", positive=weight != OF_FEATURES)
     nodes.add("Transpose", [nodes.add("Add", [product, bias], f"{name}/sum")], node.output[0], perm=[0, 2, 1])
 
 
