@@ -5,6 +5,7 @@
 A streaming model of 8 million parameters learns from the source for a few steps, the first of which do not count, in
 bf16 on the first GPU or else in as many processes as there are cores. The share is that of the multiplications that a
 step needs (three times those of hearing the audio once) in what large bf16 matrices reach on the same cores or GPU.
+Beside it is what PyTorch's LSTM layers alone reach in as many processes, forwards and backwards on texts of one length.
 """
 
 import json
@@ -24,13 +25,17 @@ from benchmarks.floor import best_seconds, encoder
 
 WARM_STEPS = 3
 SHAPE = {"width": 480, "layers": 4, "lookahead": 4}
-FRAMES = 100.0  # feature frames a second
+FRAMES, SUBSAMPLING = 100.0, 4  # feature frames a second, and of an emission
 SIZE = 4096  # of the matrices
+TEXT_SECONDS = 7.0  # of each text that the layers alone hear
 
 
 @dataclass(frozen=True)
 class Row:
-    """One device. speed: seconds of audio a second; share: of what its matrix multiplication reaches."""
+    """One device. speed: seconds of audio a second; share: of what its matrix multiplication reaches.
+
+    layers: seconds of audio a second of the LSTM layers alone.
+    """
 
     device: str
     processes: int
@@ -38,6 +43,7 @@ class Row:
     batch_seconds: float
     speed: Spread
     share: float
+    layers: float
 
 
 def main() -> None:
@@ -58,9 +64,13 @@ def main() -> None:
     operations = sum(part.multiply_adds for part in encoder(found["encoder"], FRAMES))
     speed = Spread.of(found["speeds"])
     share = 3 * operations * speed.median / device["rate"]
-    row = Row(device["name"], processes, found["parameters"], args.batch_seconds, speed, share)
-    table = Table("training on", "processes", "parameters, M", "audio s a second", "of the matrix rate, %")
-    table.add(row.device, row.processes, row.parameters / 1e6, row.speed, 100 * row.share)
+    places = [all_cores()] if device["gpu"] else [[core] for core in all_cores()[:processes]]
+    alone = [apart.Process("benchmarks.train:layers", {"batch_seconds": args.batch_seconds}, at) for at in places]
+    layers_alone = sum(process.result().value for process in alone)
+    row = Row(device["name"], processes, found["parameters"], args.batch_seconds, speed, share, layers_alone)
+    columns = ("training on", "processes", "parameters, M", "audio s a second", "of the matrix rate, %")
+    table = Table(*columns, "the LSTM layers alone, audio s a second")
+    table.add(row.device, row.processes, row.parameters / 1e6, row.speed, 100 * row.share, row.layers)
     publish(args, "train", [row], table, matrix_multiply_adds=device["rate"])
 
 
@@ -124,6 +134,25 @@ def device() -> dict[str, object]:
 
     name = torch.cuda.get_device_name() if gpu else f"{len(all_cores())} cores"
     return {"name": name, "gpu": gpu, "rate": size**3 / best_seconds(multiply, 20)}
+
+
+def layers(batch_seconds: float) -> float:
+    """Seconds of audio a second that PyTorch's LSTM layers of the shape learn from in bf16."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    place = torch.device("cuda" if gpu else "cpu")
+    width, rows = SHAPE["width"], max(1, round(batch_seconds / TEXT_SECONDS))
+    stack = torch.nn.LSTM(width, width, SHAPE["layers"], batch_first=True).to(place)
+    heard = torch.randn(rows, round(TEXT_SECONDS * FRAMES / SUBSAMPLING), width, device=place)
+
+    def learn() -> None:
+        with torch.autocast(place.type, torch.bfloat16):
+            stack(heard)[0].float().sum().backward()
+        if gpu:
+            torch.cuda.synchronize()
+
+    return rows * TEXT_SECONDS / best_seconds(learn, 5)
 
 
 if __name__ == "__main__":
