@@ -110,6 +110,36 @@ def test_similar_lengths_share_a_batch_and_batches_come_in_any_order() -> None:
     assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.3
 
 
+@given(utterances, passes, st.integers(2, 5), st.integers(0, 99))
+@settings(deadline=None)
+def test_an_epoch_of_several_processes_holds_the_batches_of_one(
+    speech: list[Utterance], passes: dict[str, float], processes: int, epoch: int
+) -> None:
+    config = training(DataConfig(passes=passes))
+    plan = plan_epoch(speech, config, epoch, processes)
+    assert sorted(plan) == sorted(plan_epoch(speech, config, epoch))
+    assert plan == plan_epoch(speech, config, epoch, processes)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_take_batches_of_similar_lengths_and_steps_come_in_any_order(processes: int) -> None:
+    rng = np.random.default_rng(0)
+    speech = [Utterance(Path("a"), float(s), "s", "read", "A") for s in rng.uniform(1, 17, 2000)]
+    left_out = []
+    for epoch in range(5):
+        plan = plan_epoch(speech, training(), epoch, processes)
+        longest = np.array([max(speech[i].seconds for i in batch) for batch in plan])
+        whole = len(plan) // processes * processes
+        steps = longest[:whole].reshape(-1, processes)
+        assert (
+            np.ptp(steps, axis=1).mean()
+            < 0.15 * np.ptp(rng.permutation(longest[:whole]).reshape(steps.shape), axis=1).mean()
+        )
+        assert abs(np.corrcoef(steps[:-1, 0], steps[1:, 0])[0, 1]) < 0.3
+        left_out += longest[whole:].tolist()
+    assert len(set(left_out)) == len(left_out)  # a batch that no process takes is another in each epoch
+
+
 @given(utterances, st.floats(0, 0.5))
 @settings(max_examples=30, deadline=None)
 def test_usable_texts_fit_into_their_frames_at_any_speed(speech: list[Utterance], speed: float) -> None:

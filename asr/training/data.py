@@ -146,8 +146,13 @@ def statistics(store: AudioStore, count: int, features: FeatureConfig, sample: i
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def plan_epoch(utterances: Sequence[Utterance], config: TrainingConfig, epoch: int) -> list[list[int]]:
-    """Batches of utterance indices for one epoch: each corpus as often as `passes` says, similar lengths together."""
+def plan_epoch(
+    utterances: Sequence[Utterance], config: TrainingConfig, epoch: int, processes: int = 1
+) -> list[list[int]]:
+    """Batches of utterance indices for one epoch: each corpus as often as `passes` says, similar lengths together.
+
+    So are the batches that as many processes take at a time, as all of them wait for the longest.
+    """
     rng = np.random.default_rng([config.optimizer.seed, epoch])
     passes = np.array([config.data.passes.get(u.corpus, 1.0) for u in utterances])
     repeats = np.floor(passes).astype(int) + (rng.random(len(passes)) < passes % 1)
@@ -166,7 +171,10 @@ def plan_epoch(utterances: Sequence[Utterance], config: TrainingConfig, epoch: i
         batch.append(i)
     if batch:
         batches.append(batch)
-    return [batches[i] for i in rng.permutation(len(batches))]
+    odd = set(rng.permutation(len(batches))[: len(batches) % processes].tolist()) if processes > 1 else set()
+    even = [batch for i, batch in enumerate(batches) if i not in odd]
+    steps = [even[i : i + processes] for i in range(0, len(even), processes)]
+    return [batch for i in rng.permutation(len(steps)) for batch in steps[i]] + [batches[i] for i in sorted(odd)]
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -180,10 +188,11 @@ class TrainingBatches(Dataset[Batch]):
         config: TrainingConfig,
         fill: Frames,
         epoch: int,
+        processes: int = 1,
     ) -> None:
         self._store, self._config, self._fill, self._epoch = store, config, fill, epoch
         self._utterances, self._tokenizer = utterances, tokenizer
-        self.plan = plan_epoch(utterances, config, epoch)
+        self.plan = plan_epoch(utterances, config, epoch, processes)
 
     def __len__(self) -> int:
         return len(self.plan)

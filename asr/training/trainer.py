@@ -412,7 +412,8 @@ def _batches(learner: Learner, corpus: Corpus, place: Place, workers: int) -> Ge
     config = learner.config
     fill = learner.average.mean.cpu().numpy()
     while True:
-        batches = TrainingBatches(corpus.utterances, corpus.store, corpus.tokenizer, config, fill, learner.epoch)
+        utterances, store, tokenizer = corpus.utterances, corpus.store, corpus.tokenizer
+        batches = TrainingBatches(utterances, store, tokenizer, config, fill, learner.epoch, place.world)
         whole = len(batches) // place.world * place.world  # each process gets as many as any other
         if not whole:
             raise ASRError(
