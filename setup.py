@@ -16,7 +16,14 @@ KERNELS = [
     Extension(
         "asr._encoder_kernel",
         ["asr/_encoder_kernel.c"],
-        depends=["asr/_encoder_path.h"],
+        depends=["asr/_activations.h", "asr/_encoder_path.h"],
+        extra_compile_args=EXACT + VECTORS,
+        optional=True,
+    ),
+    Extension(
+        "asr._lstm_kernel",
+        ["asr/_lstm_kernel.c"],
+        depends=["asr/_activations.h"],
         extra_compile_args=EXACT + VECTORS,
         optional=True,
     ),

@@ -11,6 +11,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "_activations.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define X86 1
 #include <cpuid.h>
@@ -61,8 +64,6 @@ typedef struct {
 } Room;
 
 typedef void Encode(const Weights *, const Sizes *, Room *, const float *, const float *, float *, float *);
-
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 /* Numbers in a register, and rows of x whose sums fit in the registers. */
 #define NAME(x) x##_plain

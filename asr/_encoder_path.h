@@ -70,31 +70,6 @@ static void NAME(product)(const uint8_t *x, const float *scale, int64_t rows, co
     }
 }
 
-/* e to the power of x, for x within -80 and 80: a power of two times a Taylor series that is good to 1e-8. */
-static inline float NAME(exponential)(float x) {
-    x = x < 80 ? x : 80;
-    x = x > -80 ? x : -80;
-    float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum's last bits are the nearest whole number */
-    float whole = shifted - 12582912.0f;
-    float r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f; /* ln 2 in two parts, the first one exact */
-    float series = 1.0f / 5040;
-    series = series * r + 1.0f / 720;
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
-    int32_t exponent = ((int32_t)whole + 127) << 23;
-    float power;
-    memcpy(&power, &exponent, sizeof(power));
-    return series * power;
-}
-
-static inline float NAME(sigmoid)(float x) { return 1 / (1 + NAME(exponential)(-x)); }
-
-static inline float NAME(hyperbolic_tangent)(float x) { return 1 - 2 / (1 + NAME(exponential)(2 * x)); }
-
 /* Sixteen partial results to one, in a fixed order. */
 static inline float NAME(total)(float *part) {
     for (int half = PARTS / 2; half; half /= 2)
@@ -169,9 +144,9 @@ static void NAME(normalise)(const float *x, int64_t rows, int64_t width, const f
 static void NAME(cells)(const float *restrict gates, int64_t width, float *restrict cell, float *restrict hidden,
                         float *restrict x) {
     for (int64_t i = 0; i < width; i++) {
-        float new = NAME(sigmoid)(gates[i]) * NAME(hyperbolic_tangent)(gates[3 * width + i]);
-        float c = NAME(sigmoid)(gates[2 * width + i]) * cell[i] + new;
-        float h = NAME(sigmoid)(gates[width + i]) * NAME(hyperbolic_tangent)(c);
+        float new = sigmoid(gates[i]) * hyperbolic_tangent(gates[3 * width + i]);
+        float c = sigmoid(gates[2 * width + i]) * cell[i] + new;
+        float h = sigmoid(gates[width + i]) * hyperbolic_tangent(c);
         cell[i] = c;
         hidden[i] = h;
         x[i] += h;
@@ -212,7 +187,7 @@ static void NAME(log_softmax)(const float *logits, int64_t tokens, float *out) {
     for (int64_t i = 1; i < tokens; i++)
         most = logits[i] > most ? logits[i] : most;
     for (int64_t i = 0; i < tokens; i++)
-        out[i] = NAME(exponential)(logits[i] - most);
+        out[i] = exponential(logits[i] - most);
     for (int64_t i = 0; i < tokens; i++)
         sum += out[i];
     float log_sum = logf(sum);

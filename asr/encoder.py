@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asr import lstm
 from asr.errors import ASRError
 
 SUBSAMPLING = 4
@@ -84,6 +85,8 @@ class Block(nn.Module):
 
     def whole(self, x: Tensor, lengths: Tensor) -> Tensor:
         """As forward, for whole utterances; in both directions each is read from its own last frame."""
+        if lstm.fits(self.cell, x):
+            return x + self.dropout(self.project(lstm.whole(self.cell, self.norm(x))))
         if not self.cell.bidirectional:
             return self(x)[0]
         packed = nn.utils.rnn.pack_padded_sequence(self.norm(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
