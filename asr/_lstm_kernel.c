@@ -20,8 +20,9 @@ typedef struct {
     int64_t frames, units;
     const uint16_t *weights; /* as `packed` of lstm.py */
     const float *bias;       /* of all gates; forwards only */
-    const uint16_t *slope;   /* of what is learnt, for hidden, in its shape; backwards only */
-    uint16_t *gates;         /* shape = (rows, frames, GATES, units): sums of inputs, then activations, then slopes */
+    const uint16_t *slope;   /* for hidden, in its shape, from what it goes to; backwards only */
+    uint16_t *gates;         /* shape = (rows, frames, GATES, units): sums of inputs, then activations */
+    uint16_t *slopes;        /* for those sums, in the same shape; backwards only */
     uint16_t *hidden;        /* shape = (rows, frames, units); forwards only */
     float *cells;            /* in the same shape */
     float *carried;          /* shape = (rows, units): slopes for the cells, from the frame after; backwards only */
@@ -126,11 +127,11 @@ static ALWAYS_INLINE void backward_tile(int rows, const Layer *l, int64_t row, i
         for (int v = 0; v < VECTORS; v++)
             sums[r][v] = _mm512_setzero_ps();
     if (t + 1 < l->frames)
-        multiply(rows, VECTORS, l->gates + GATES * (at + l->units), GATES * stride, l->weights + unit * inputs, inputs,
+        multiply(rows, VECTORS, l->slopes + GATES * (at + l->units), GATES * stride, l->weights + unit * inputs, inputs,
                  sums);
     for (int r = 0; r < rows; r++) {
         int64_t here = at + r * stride + unit;
-        uint16_t *gates = l->gates + GATES * (at + r * stride) + unit;
+        const uint16_t *gates = l->gates + GATES * (at + r * stride) + unit;
         float sum[PANEL], gate[GATES][PANEL], slope[PANEL], cell[PANEL], before[PANEL] = {0}, carried[PANEL];
         memcpy(sum, sums[r], sizeof(sum));
         for (int g = 0; g < GATES; g++)
@@ -152,7 +153,7 @@ static ALWAYS_INLINE void backward_tile(int rows, const Layer *l, int64_t row, i
         }
         memcpy(l->carried + (row + r) * l->units + unit, carried, sizeof(carried));
         for (int g = 0; g < GATES; g++)
-            narrow(PANEL, gate[g], gates + g * l->units);
+            narrow(PANEL, gate[g], l->slopes + GATES * (at + r * stride) + unit + g * l->units);
     }
 }
 
@@ -210,20 +211,20 @@ static int fit(const Layer *l, int64_t rows, int64_t first, int64_t last, const 
            hidden->len == numbers * 2 && cells->len == numbers * 4;
 }
 
-enum { WEIGHTS, VECTOR, STATES, ACTIVATIONS, CELLS, BUFFERS };
+enum { WEIGHTS, VECTOR, STATES, ACTIVATIONS, CELLS, SLOPES, BUFFERS };
 
-/* Both directions: VECTOR is the bias or what is carried, STATES hidden values or their slopes. */
+/* Both directions: VECTOR is the bias or what is carried, STATES hidden values or their slopes; SLOPES backwards only. */
 static PyObject *run(PyObject *args, const char *format, int forwards) {
     Py_buffer b[BUFFERS] = {{0}};
     long long rows, frames, units, first, last;
     PyObject *result = NULL;
     if (!PyArg_ParseTuple(args, format, &rows, &frames, &units, &first, &last, &b[WEIGHTS], &b[VECTOR], &b[STATES],
-                          &b[ACTIVATIONS], &b[CELLS]))
+                          &b[ACTIVATIONS], &b[CELLS], &b[SLOPES]))
         goto end;
     Layer layer = {
         .frames = frames, .units = units, .weights = b[WEIGHTS].buf, .gates = b[ACTIVATIONS].buf, .cells = b[CELLS].buf};
     if (!fit(&layer, rows, first, last, &b[WEIGHTS], &b[ACTIVATIONS], &b[STATES], &b[CELLS]) ||
-        b[VECTOR].len != (forwards ? GATES : rows) * units * 4) {
+        b[VECTOR].len != (forwards ? GATES : rows) * units * 4 || (!forwards && b[SLOPES].len != b[ACTIVATIONS].len)) {
         PyErr_SetString(PyExc_ValueError, "the arrays do not have the layer's sizes");
         goto end;
     }
@@ -236,6 +237,7 @@ static PyObject *run(PyObject *args, const char *format, int forwards) {
     } else {
         layer.carried = b[VECTOR].buf;
         layer.slope = b[STATES].buf;
+        layer.slopes = b[SLOPES].buf;
         for (int64_t t = frames - 1; t >= 0; t--)
             backward_frame(&layer, first, last, t);
     }
@@ -254,7 +256,7 @@ static PyObject *forward(PyObject *module, PyObject *args) {
 
 static PyObject *backward(PyObject *module, PyObject *args) {
     (void)module;
-    return run(args, "(LLL)LLy*w*y*w*y*", 0);
+    return run(args, "(LLL)LLy*w*y*y*y*w*", 0);
 }
 
 static PyObject *works(PyObject *module, PyObject *unused) {
@@ -267,8 +269,8 @@ static PyMethodDef methods[] = {
      "forward(sizes, first, last, weights, bias, hidden, gates, cells)\n\n"
      "Writes hidden values and cells of rows `first` to `last`, and turns their sums into activations."},
     {"backward", backward, METH_VARARGS,
-     "backward(sizes, first, last, weights, carried, slope, gates, cells)\n\n"
-     "Turns the activations of rows `first` to `last` into slopes for their sums."},
+     "backward(sizes, first, last, weights, carried, slope, gates, cells, slopes)\n\n"
+     "Writes the slopes for the sums of rows `first` to `last`, whose activations `gates` are."},
     {"works", works, METH_NOARGS, "works()\n\nWhether the processor has the instructions."},
     {NULL, NULL, 0, NULL},
 };

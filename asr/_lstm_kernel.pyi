@@ -21,5 +21,6 @@ def backward(
     slope: NDArray,
     gates: NDArray,
     cells: NDArray,
+    slopes: NDArray,
 ) -> None: ...
 def works() -> bool: ...

@@ -65,8 +65,9 @@ class _Whole(torch.autograd.Function):
         rows, frames, units = hidden.shape
         carried = cells.new_zeros(rows, units)
         panels = weight_hh.t().contiguous().view(torch.int32).view(units // PANEL, PANEL, -1).transpose(1, 2)
-        slopes = gates.clone()
-        _in_shares(_lstm_kernel.backward, (rows, frames, units), panels, carried, slope.contiguous(), slopes, cells)
+        slopes = torch.empty_like(gates)
+        sizes = rows, frames, units
+        _in_shares(_lstm_kernel.backward, sizes, panels, carried, slope.contiguous(), gates, cells, slopes)
         before = nn.functional.pad(hidden[:, :-1], (0, 0, 1, 0)).flatten(0, 1)
         flat = slopes.flatten(0, 1).t()
         learnt = (flat @ x.flatten(0, 1)).float(), (flat @ before).float(), slopes.sum((0, 1), dtype=torch.float32)

@@ -95,7 +95,7 @@ class Learner:
         self._encoder.to(place.device)
         self.average = copy.deepcopy(self._encoder).eval()
         self._optimizer = torch.optim.AdamW(
-            _parameter_groups(self._encoder, config.optimizer), lr=0.0, betas=(0.9, 0.98)
+            _parameter_groups(self._encoder, config.optimizer), lr=0.0, betas=(0.9, 0.98), fused=True
         )
         if past:
             self.average.load_state_dict(past.average)
