@@ -16,7 +16,7 @@ from asr.cli import TRAIN_PACKAGES
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "tests" / "data" / "26-495-0007.flac"
 TIME_LIMIT = 300  # seconds
-TRAINING_ONLY = ("asr.encoder", "asr.training")  # modules, and packages of modules, that may import torch
+TRAINING_ONLY = ("asr.encoder", "asr.lstm", "asr.training")  # modules, and packages of modules, that may import torch
 
 
 @pytest.fixture(scope="module")
