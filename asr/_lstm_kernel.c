@@ -15,13 +15,13 @@
 /* Numbers in a register; gates, in the order i, f, g, o; units that slopes are summed for at a time. */
 enum { LANES = 16, GATES = 4, PANEL = 32, REGISTERS = 24 };
 
-/* One layer's numbers; bfloat16 in uint16_t. The steps write to all that is not const. */
+/* One layer's numbers; bfloat16 in uint16_t. */
 typedef struct {
     int64_t frames, units;
-    const uint16_t *weights; /* as `packed` of lstm.py */
+    const uint16_t *weights; /* forwards as the blocks of lstm.py, backwards as its panels */
     const float *bias;       /* of all gates; forwards only */
     const uint16_t *slope;   /* for hidden, in its shape, from what it goes to; backwards only */
-    uint16_t *gates;         /* shape = (rows, frames, GATES, units): sums of inputs, then activations */
+    uint16_t *gates;         /* shape = (rows, frames, GATES, units): sums of inputs, which become activations forwards */
     uint16_t *slopes;        /* for those sums, in the same shape; backwards only */
     uint16_t *hidden;        /* shape = (rows, frames, units); forwards only */
     float *cells;            /* in the same shape */
@@ -29,7 +29,6 @@ typedef struct {
 } Layer;
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define X86 1
 #include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")

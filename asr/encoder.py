@@ -85,12 +85,14 @@ class Block(nn.Module):
 
     def whole(self, x: Tensor, lengths: Tensor) -> Tensor:
         """As forward, for whole utterances; in both directions each is read from its own last frame."""
-        if lstm.fits(self.cell, x):
-            return x + self.dropout(self.project(lstm.whole(self.cell, self.norm(x))))
-        if not self.cell.bidirectional:
-            return self(x)[0]
-        packed = nn.utils.rnn.pack_padded_sequence(self.norm(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        y, _ = nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True, total_length=x.shape[1])
+        given = self.norm(x)
+        if lstm.fits(self.cell, given):
+            y = lstm.whole(self.cell, given)
+        elif not self.cell.bidirectional:
+            y, _ = self.cell(given)
+        else:
+            packed = nn.utils.rnn.pack_padded_sequence(given, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            y, _ = nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True, total_length=x.shape[1])
         return x + self.dropout(self.project(y))
 
 

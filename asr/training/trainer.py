@@ -411,8 +411,8 @@ def _batches(learner: Learner, corpus: Corpus, place: Place, workers: int) -> Ge
     """This process's batches from where the learner is, epoch after epoch."""
     config = learner.config
     fill = learner.average.mean.cpu().numpy()
+    utterances, store, tokenizer = corpus.utterances, corpus.store, corpus.tokenizer
     while True:
-        utterances, store, tokenizer = corpus.utterances, corpus.store, corpus.tokenizer
         batches = TrainingBatches(utterances, store, tokenizer, config, fill, learner.epoch, place.world)
         whole = len(batches) // place.world * place.world  # each process gets as many as any other
         if not whole:
