@@ -76,11 +76,15 @@ class Block(nn.Module):
         self.project = nn.Linear(out, config.width) if out != config.width else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Whole utterances; in both directions each is read from its own last frame.
+    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x: shape = (batch, frames, width); state: (hidden,) or (hidden, cell), each (batch, hidden)."""
+        given = None if state is None else tuple(s.unsqueeze(0) for s in state)
+        y, last = self.cell(self.norm(x), given[0] if given and len(given) == 1 else given)
+        last = last if isinstance(last, tuple) else (last,)
+        return x + self.dropout(self.project(y)), tuple(s[0] for s in last)
 
-        x: shape = (batch, frames, width), padded at the end; lengths: frames of each, shape = (batch,).
-        """
+    def whole(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """As forward, for whole utterances; in both directions each is read from its own last frame."""
         given = self.norm(x)
         if lstm.fits(self.cell, given):
             y = lstm.whole(self.cell, given)
@@ -90,16 +94,6 @@ class Block(nn.Module):
             packed = nn.utils.rnn.pack_padded_sequence(given, lengths.cpu(), batch_first=True, enforce_sorted=False)
             y, _ = nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True, total_length=x.shape[1])
         return x + self.dropout(self.project(y))
-
-    def step(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next frames of a stream; without a state, its first.
-
-        x: shape = (batch, frames, width); state, given and returned: (hidden,) or (hidden, cell), each (batch, hidden).
-        """
-        given = None if state is None else tuple(s.unsqueeze(0) for s in state)
-        y, last = self.cell(self.norm(x), given[0] if given and len(given) == 1 else given)
-        last = last if isinstance(last, tuple) else (last,)
-        return x + self.dropout(self.project(y)), tuple(s[0] for s in last)
 
 
 class Encoder(nn.Module):
@@ -158,13 +152,12 @@ class Encoder(nn.Module):
         The first `lookahead` emissions of a stream are not of its audio; drop them, and feed as many more at its end.
         """
         x, conv1, conv2 = self._subsample((features - self.mean) / self.std, state.conv1, state.conv2)
-        hidden: list[Tensor] = []
-        cell: list[Tensor] = []
+        hidden, cell = [], []
         for i, block in enumerate(self.blocks):
             if i == len(self.blocks) // 2:
                 x, ahead = self._look_ahead(x, state.ahead)
             given = (state.hidden[i], state.cell[i]) if state.cell else (state.hidden[i],)
-            x, last = block.step(x, given)
+            x, last = block(x, given)
             hidden.append(last[0])
             cell.extend(last[1:])
         return self.emissions(x), EncoderState(conv1, conv2, ahead, tuple(hidden), tuple(cell))
@@ -188,7 +181,7 @@ class Encoder(nn.Module):
         for i, block in enumerate(self.blocks):
             if i == len(self.blocks) // 2:
                 x, _ = self._look_ahead(x, start.ahead)
-            x = block(x, emission_lengths)
+            x = block.whole(x, emission_lengths)
         logits = self.output(self.norm(x[:, c.lookahead :])).float()
         parts = logits.split((c.vocabulary, c.auxiliary), -1)
         return torch.cat([part.log_softmax(-1) for part in parts], -1), emission_lengths

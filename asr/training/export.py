@@ -180,7 +180,7 @@ class _Whole(nn.Module):
         start = encoder.start(features.shape[0])
         x, *_ = encoder._subsample(x, start.conv1, start.conv2)
         for block in encoder.blocks:
-            x, _ = block.step(x)
+            x, _ = block(x)
         return encoder.emissions(x)
 
 

@@ -181,12 +181,12 @@ def _norms(encoder: Encoder, frames: Tensor, positions: Tensor, generator: torch
     """Gradient norms, shape = (positions, REACH), the nearest frame first; frames: shape = (n, n_mels)."""
     inputs: list[Tensor] = []
 
-    def keep(block: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        inputs.append(given[0].detach().requires_grad_())
-        return (inputs[0], *given[1:])
+    def keep(dropout: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inputs.append(output.detach().requires_grad_())
+        return inputs[0]
 
     count = len(positions)
-    hook = encoder.blocks[0].register_forward_pre_hook(keep)
+    hook = encoder.dropout.register_forward_hook(keep)  # the last thing before the lowest layer
     log_probs, _ = encoder(frames.expand(count, -1, -1), torch.full((count,), len(frames)))
     hook.remove()
     emissions = log_probs[torch.arange(count), positions]
