@@ -42,9 +42,9 @@ def read_constants(path: Path) -> tuple[Constants, dict[str, str]]:
                 tensors = (_tensor(part) for field, part in _fields(value) if field == INITIALIZER)
                 constants |= dict(tensor for tensor in tensors if tensor)
             elif number == PROPERTY:
-                key, text = (bytes(part).decode() for _, part in _fields(value))
+                key, text = (str(part, "utf-8") for _, part in _fields(value))
                 metadata[key] = text
-    except (IndexError, KeyError) as error:
+    except (IndexError, KeyError, TypeError, OverflowError) as error:  # of which TypeError: a field of another kind
         raise ValueError(f"{path} is no graph in ONNX") from error
     return constants, metadata
 
@@ -56,7 +56,7 @@ def _tensor(data: memoryview) -> tuple[str, NDArray] | None:
     if stored is None:
         return None
     shape = [value for number, value in fields if number == DIMENSION]
-    return bytes(values[NAME]).decode(), np.frombuffer(stored, TYPES[values[DATA_TYPE]]).reshape(shape)
+    return str(values[NAME], "utf-8"), np.frombuffer(stored, TYPES[values[DATA_TYPE]]).reshape(shape)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:

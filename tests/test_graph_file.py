@@ -55,3 +55,38 @@ def test_a_damaged_file_is_refused_or_lacks_constants(
     path.write_bytes(data.draw(st.sampled_from([whole[:at], data.draw(st.binary()), whole[:at] + b"\xff" * 9])))
     with suppress(ValueError):
         assert len(read_constants(path)[0]) < len(read_constants(tiny_model / GRAPH_FILES["int8"])[0])
+
+
+def message(fields: list[tuple[int, int | bytes]]) -> bytes:
+    """Fields in the encoding of protocol buffers; numbers and lengths below 128."""
+    parts = (
+        bytes([number << 3, value]) if isinstance(value, int) else bytes([number << 3 | 2, len(value)]) + value
+        for number, value in fields
+    )
+    return b"".join(parts)
+
+
+def messages(values: st.SearchStrategy[int | bytes]) -> st.SearchStrategy[bytes]:
+    """Messages of a few fields."""
+    fields = st.lists(st.tuples(st.sampled_from([1, 2, 4, 5, 7, 8, 9, 14]), values), max_size=4)
+    return fields.map(message).filter(lambda found: len(found) < 128)
+
+
+numbers_or_bytes = st.integers(0, 127) | st.binary(max_size=8)
+
+
+@given(data=messages(numbers_or_bytes | messages(numbers_or_bytes | messages(numbers_or_bytes))))
+def test_fields_of_another_kind_are_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("graph") / "graph.onnx"
+    path.write_bytes(data)
+    with suppress(ValueError):
+        found, _ = read_constants(path)
+        assert all(isinstance(value, np.ndarray) for value in found.values())
+
+
+@pytest.mark.parametrize("data", [message([(7, 0)]), message([(14, 1)]), message([(7, message([(5, 3)]))])])
+def test_a_number_where_bytes_belong_is_refused(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="no graph in ONNX"):
+        read_constants(path)
