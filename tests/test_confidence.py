@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from asr.decoding import Path
 from asr.decoding.beam import BeamConfig, BeamSearch
-from asr.decoding.confidence import AGE, EVERY, EVIDENCE, FADING, MOST_ODDS, REACH, Calibration, Judge, _around
+from asr.decoding.confidence import AGE, EVERY, EVIDENCE, FADED, MOST_ODDS, REACH, Calibration, Judge, _around
 from asr.decoding.greedy import Greedy
 from asr.errors import ASRError
 from asr.features import FeatureConfig
@@ -20,6 +20,7 @@ from asr.tokenizer import BOUNDARY
 from asr.transcript import Word
 
 TOKENS = ["<blank>", BOUNDARY, "a", "b"]
+SHARE = EVIDENCE.index("share")
 FLAT = Calibration(0.0, EVIDENCE, (0.0,) * len(EVIDENCE), (1.0,) * len(EVIDENCE), (0.5,) * len(EVIDENCE))
 numbers = st.floats(-50, 50)
 
@@ -53,7 +54,7 @@ def test_the_share_is_that_of_the_hypotheses_that_have_the_word_there(seed: int,
     best = decoder.best(state)[0]
     if not words_of(best):
         return
-    odds = judge.evidence(decoder, state, log_probs, best, True, decoder.words(best.tokens))["share"]
+    odds = judge.evidence(decoder, state, log_probs, best, True, decoder.words(best.tokens))[SHARE]
     for (text, first, last), found in zip(words_of(best), odds.tolist(), strict=True):
         share = sum(
             weight
@@ -66,18 +67,20 @@ def test_the_share_is_that_of_the_hypotheses_that_have_the_word_there(seed: int,
 @given(st.lists(st.one_of(st.none(), st.floats(-10, 10)), min_size=1, max_size=15))
 def test_words_beside_a_word_count_less_and_less(known: list[float | None]) -> None:
     values = np.array([np.nan if value is None else value for value in known])
-    for i, found in enumerate(_around(values[None])[0].tolist()):
+    for i, found in enumerate(_around(values[None], FADED)[0].tolist()):
         beside = [(j, known[j]) for j in range(max(0, i - REACH), min(len(known), i + REACH + 1))]
-        pairs = [(FADING ** abs(i - j), value) for j, value in beside if value is not None]
+        pairs = [(FADED[abs(i - j)], value) for j, value in beside if value is not None]
         mean = sum(w * v for w, v in pairs) / sum(w for w, _ in pairs) if pairs else np.nan
         assert found == pytest.approx(mean, nan_ok=True, abs=1e-9)
 
 
 @given(st.dictionaries(st.sampled_from(EVIDENCE), numbers), st.sampled_from(EVIDENCE), st.floats(0, 10))
 def test_more_evidence_never_lowers_confidence(values: dict[str, float], kind: str, more: float) -> None:
-    before = {name: np.array([values.get(name, np.nan)]) for name in EVIDENCE}
-    low = {**before, kind: np.array([values.get(kind, 0.0)])}
-    high = {**low, kind: low[kind] + more}
+    before = np.array([[values.get(name, np.nan)] for name in EVIDENCE])
+    row, low = EVIDENCE.index(kind), before.copy()
+    low[row] = values.get(kind, 0.0)
+    high = low.copy()
+    high[row] += more
     a, b = FLAT.probabilities(low)[0], FLAT.probabilities(high)[0]
     assert 0 <= a <= b <= 1
     assert 0 <= FLAT.probabilities(before)[0] <= 1
@@ -111,7 +114,7 @@ def test_words_are_looked_up_when_rivals_are_still_alive() -> None:
         judge.observe(decoder, state, heard)
     log_probs = np.concatenate([doubt, clear])
     best = decoder.best(state)[0]
-    share = judge.evidence(decoder, state, log_probs, best, True, decoder.words(best.tokens))["share"]
+    share = judge.evidence(decoder, state, log_probs, best, True, decoder.words(best.tokens))[SHARE]
     assert heard > EVERY + AGE
     assert abs(share[0]) < 0.5  # about even: a or b
     assert share[1:-1].min() > 3

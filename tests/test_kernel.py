@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from asr.compiled import SWITCH
+from asr.decoding import Path as DecodedPath
 from asr.decoding import kernel, lm
 from asr.decoding.beam import BeamConfig, BeamSearch, BeamState
-from asr.decoding.confidence import Judge
+from asr.decoding.confidence import FADED, Judge, _evidence
 from asr.decoding.kneser_ney import Corpus, build_corpus, train
 from asr.decoding.lm import SPECIALS, NgramModel
 from asr.lexicon import Lexicon
@@ -176,6 +177,34 @@ def test_words_are_those_of_numpy(seed: int, rows: int, columns: int, since: int
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         assert np.array_equal(one, other)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.floats(0, 1), st.floats(0, 1))
+def test_evidence_is_that_of_numpy(seed: int, frames: int, spoken: float, unknown: float) -> None:
+    rng = np.random.default_rng(seed)
+    log_probs, clarity = emissions(seed, frames, len(CHARACTERS)), rng.normal(size=frames).astype(np.float32)
+    at = np.flatnonzero(np.append(True, rng.random(frames - 1) < spoken))
+    tokens = rng.integers(1, len(CHARACTERS) + 2, len(at))  # two of them boundaries of homophones
+    path = DecodedPath(tokens, at, rng.normal(size=len(at)), 0.0, rng.normal(size=len(at)))
+    cuts = np.flatnonzero(np.append(True, rng.random(len(at) - 1) < 0.4))
+    ends = np.append(cuts[1:], len(at)) - (rng.random(len(cuts)) < 0.3)  # words with or without a boundary after them
+    edges = np.stack([cuts, np.maximum(ends, cuts + 1)], axis=1).reshape(-1)
+    share = np.where(rng.random(len(cuts)) < unknown, np.nan, rng.normal(size=len(cuts)))
+    given = (log_probs, clarity, path, edges, share, FADED, CHARACTERS.index(BOUNDARY))
+    expected, found = _evidence(*given), kernel.evidence(*given)
+    assert (found is None) == (kernel._kernel is None)
+    assert found is None or np.array_equal(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("wrong", ["late", "empty", "beyond", "unknown", "many"])
+def test_evidence_for_what_does_not_belong_together_is_refused(wrong: str) -> None:
+    path = DecodedPath(np.array([2, 9 if wrong == "unknown" else 3]), np.array([1, 4]), np.zeros(2), 0.0, np.zeros(2))
+    if wrong == "late":
+        path.frames[1] = 5
+    edges = {"empty": [1, 1], "beyond": [0, 3], "many": [0, 1, 1, 2]}.get(wrong, [0, 2])
+    if kernel._kernel:
+        with pytest.raises(ValueError, match="do not belong together"):
+            kernel.evidence(emissions(1, 5, 5), np.zeros(5, np.float32), path, np.array(edges), np.zeros(1), FADED, -1)
 
 
 @pytest.mark.parametrize("beam", [8, 64])

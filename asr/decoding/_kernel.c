@@ -1074,7 +1074,124 @@ end:
     return result;
 }
 
+/* As in confidence.py: the kinds of evidence, and how far a word reaches. */
+enum { SHARE, SHARE_AROUND, LANGUAGE, LANGUAGE_AROUND, FIT, WORST, CLARITY, HASTE, LONG, KINDS };
+enum { MARGIN = 4, REACH = 4, SHORT = 3 };
+
+/* confidence._around, of one kind; fading: what a word counts for those beside it, by how far they are apart. */
+static void spread(const double *values, double *around, int64_t words, const double *fading) {
+    for (int64_t i = 0; i < words; i++) {
+        double total = 0, count = 0;
+        for (int64_t j = i < REACH ? 0 : i - REACH; j < words && j <= i + REACH; j++)
+            if (isfinite(values[j])) {
+                double weight = fading[j < i ? i - j : j - i];
+                total += weight * values[j];
+                count += weight;
+            }
+        around[i] = count > 0 ? total / count : NAN;
+    }
+}
+
+/* A path and the emissions that it explains. */
+typedef struct {
+    const float *emissions, *clarity;
+    const int64_t *tokens, *frames;
+    const double *log_probs, *fused;
+    int64_t length, vocabulary, count, boundary;
+} Explained;
+
+/* Up to each frame, the log-probability of the path's alignment: a token at its frame, else a blank or the token again. */
+static void align(const Explained *p, double *total) {
+    int64_t current = -1;
+    total[0] = 0;
+    for (int64_t t = 0; t < p->length; t++) {
+        const float *emission = p->emissions + t * p->vocabulary;
+        double found = emission[BLANK];
+        while (current + 1 < p->count && p->frames[current + 1] <= t)
+            current++;
+        if (current >= 0) {
+            int64_t token = p->tokens[current] < p->vocabulary ? p->tokens[current] : p->boundary;
+            found = p->frames[current] == t ? emission[token] : log_add_exp(found, emission[token]);
+        }
+        total[t + 1] = total[t] + found;
+    }
+}
+
+/* All that needs no other words, of one whose tokens are those from `begin` to `end`; a column of `rows`. */
+static void judge(const Explained *p, const double *total, int64_t begin, int64_t end, double *rows, int64_t words) {
+    int64_t first = p->frames[begin], last = p->frames[end - 1];
+    int64_t low = begin > 0 ? p->frames[begin - 1] : first > MARGIN ? first - MARGIN : 0;
+    int64_t high = end < p->count ? p->frames[end] : last + MARGIN < p->length ? last + MARGIN : p->length - 1;
+    double worst = p->log_probs[begin], clarity = p->clarity[low];
+    for (int64_t i = begin + 1; i < end; i++)
+        worst = p->log_probs[i] < worst ? p->log_probs[i] : worst;
+    for (int64_t t = low + 1; t <= high; t++)
+        clarity = p->clarity[t] < clarity ? p->clarity[t] : clarity;
+    rows[LANGUAGE * words] = p->fused[end < p->count ? end : p->count - 1] - (begin > 0 ? p->fused[begin - 1] : 0);
+    rows[FIT * words] = (total[high + 1] - total[low]) / (double)(high + 1 - low);
+    rows[WORST * words] = worst;
+    rows[CLARITY * words] = clarity;
+    rows[HASTE * words] = -(double)(last + 1 - first) / (double)(end - begin);
+    rows[LONG * words] = end - begin > SHORT ? (double)(end - begin - SHORT) : 0;
+}
+
+static int is_explained(const Explained *p, const int64_t *edges, int64_t words) {
+    for (int64_t i = 0; i < p->count; i++)
+        if (p->frames[i] < (i ? p->frames[i - 1] : 0) || p->frames[i] >= p->length || p->tokens[i] < 0 ||
+            (p->tokens[i] >= p->vocabulary && (p->boundary < 0 || p->boundary >= p->vocabulary)))
+            return 0;
+    for (int64_t w = 0; w < words; w++)
+        if (edges[2 * w] < 0 || edges[2 * w] >= edges[2 * w + 1] || edges[2 * w + 1] > p->count)
+            return 0;
+    return 1;
+}
+
+static PyObject *evidence(PyObject *module, PyObject *args) {
+    (void)module;
+    enum { EMISSIONS, CLARITIES, TOKENS, FRAMES, LOG_PROBS, FUSED, EDGES, SHARES, FADINGS, ARRAYS };
+    Py_buffer b[ARRAYS] = {{0}};
+    PyObject *result = NULL;
+    long long boundary;
+    double *total = NULL;
+    if (!PyArg_ParseTuple(args, "Ly*y*y*y*y*y*y*y*y*", &boundary, &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7],
+                          &b[8]))
+        return NULL;
+    const int64_t *edges = b[EDGES].buf;
+    int64_t words = b[SHARES].len / (Py_ssize_t)sizeof(double), length = b[CLARITIES].len / (Py_ssize_t)sizeof(float);
+    int64_t count = b[TOKENS].len / (Py_ssize_t)sizeof(int64_t);
+    int64_t vocabulary = length ? b[EMISSIONS].len / (Py_ssize_t)sizeof(float) / length : 0;
+    Explained p = {b[EMISSIONS].buf, b[CLARITIES].buf, b[TOKENS].buf, b[FRAMES].buf, b[LOG_PROBS].buf, b[FUSED].buf,
+                   length,           vocabulary,       count,         boundary};
+    int paired = b[FRAMES].len == b[TOKENS].len && b[LOG_PROBS].len == b[TOKENS].len && b[FUSED].len == b[TOKENS].len &&
+                 b[EDGES].len == 2 * b[SHARES].len && b[FADINGS].len == (REACH + 1) * (Py_ssize_t)sizeof(double);
+    if (!paired || !vocabulary || !is_explained(&p, edges, words)) {
+        PyErr_SetString(PyExc_ValueError, "path, words and emissions do not belong together");
+        goto end;
+    }
+    total = malloc(((size_t)length + 1) * sizeof *total);
+    result = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(KINDS * words * (int64_t)sizeof(double)));
+    if (!total || !result) {
+        Py_CLEAR(result);
+        PyErr_NoMemory();
+        goto end;
+    }
+    double *rows = (double *)(void *)PyByteArray_AS_STRING(result);
+    align(&p, total);
+    for (int64_t w = 0; w < words; w++)
+        judge(&p, total, edges[2 * w], edges[2 * w + 1], rows + w, words);
+    memcpy(rows + SHARE * words, b[SHARES].buf, (size_t)b[SHARES].len);
+    spread(rows + SHARE * words, rows + SHARE_AROUND * words, words, b[FADINGS].buf);
+    spread(rows + LANGUAGE * words, rows + LANGUAGE_AROUND * words, words, b[FADINGS].buf);
+end:
+    free(total);
+    release(b, ARRAYS);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"evidence", evidence, METH_VARARGS,
+     "evidence(boundary, log_probs, clarity, tokens, frames, token_log_probs, fused, edges, share, fading)\n\n"
+     "What confidence._evidence gives, as bytes; edges: where the tokens of each word begin and end."},
     {"final", final, METH_VARARGS,
      "final(hypotheses, scorer)\n\nWhat Scorer.final gives for each, as bytes."},
     {"follow", follow, METH_VARARGS,

@@ -1,8 +1,10 @@
 """How likely each word is right: evidence of emissions, search and language model on one calibrated scale."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +38,8 @@ CLIP = 3.0  # standard deviations from the mean up to which evidence counts
 
 Values = NDArray[np.float64]
 Ids = NDArray[np.int64]
+
+FADED: Values = np.power(FADING, np.arange(REACH + 1), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,21 @@ class Calibration:
         """For a model's config.json."""
         return asdict(self)
 
-    def probabilities(self, evidence: Mapping[str, Values]) -> Values:
-        """Of being right, from evidence of each kind, shape = (words,); what is NaN counts as average."""
+    def probabilities(self, evidence: Values) -> Values:
+        """Of being right, shape = (words,), from all kinds of EVIDENCE, shape = (kinds, words).
+
+        What is NaN counts as average.
+        """
         mean, deviation, weight = self._columns
-        values = np.array([evidence[name] for name in self.evidence])  # (kinds, words)
+        values = evidence[self._rows]
         known = np.where(np.isnan(values), mean, values)
         standard = np.minimum(np.maximum((known - mean) / deviation, -CLIP), CLIP)
         return np.asarray(1 / (1 + np.exp(-(self.bias + (weight * standard).sum(axis=0)))))
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        """Of those kinds of EVIDENCE that count."""
+        return [EVIDENCE.index(name) for name in self.evidence]
 
     @cached_property
     def _columns(self) -> tuple[Values, Values, Values]:
@@ -167,16 +179,13 @@ class Judge:
         path: Path,
         final: bool,
         spans: Sequence[Span],
-    ) -> dict[str, Values]:
-        """Every kind of evidence for the path's words, shape = (words,) each; at least one word."""
-        known = acoustic_evidence(log_probs, self._clarities(log_probs), path, spans, self._boundary)
-        alone = ["language"]
-        if self._watches:
-            known["share"] = self._shares(decoder, state, len(log_probs), path, spans, final)
-            alone.append("share")
-        for name, around in zip(alone, _around(np.array([known[name] for name in alone])), strict=True):
-            known[f"{name} around"] = around
-        return known
+    ) -> Values:
+        """Every kind of EVIDENCE for the path's words, shape = (kinds, words); NaN where it is not known."""
+        share = self._shares(decoder, state, len(log_probs), path, spans, final)
+        edges = np.array([edge for _, begin, end in spans for edge in (begin, end)], np.int64)
+        given = (log_probs, self._clarities(log_probs), path, edges, share, FADED, self._boundary)
+        found = kernel.evidence(*given)
+        return _evidence(*given) if found is None else found
 
     def _clarities(self, log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Negative entropy of each emission, worked out once; shape = (emissions,)."""
@@ -189,24 +198,27 @@ class Judge:
     def _shares(
         self, decoder: Decoder, state: Any, emissions: int, path: Path, spans: Sequence[Span], final: bool
     ) -> Values:
-        words = self._words(path.tokens[None], path.frames[None], 0)
-        at = np.searchsorted(words.first, path.frames[[span.begin for span in spans]])
+        """Log-odds of each word's share, shape = (words,)."""
+        if not self._watches:
+            return np.full(len(spans), np.nan)
         looks = self._looks
         if final:
             seen = looks[-1].until if looks else 0
             looks = [*looks, self._look(decoder, state, seen, emissions + 1)]
-        key, first, last = words.key[at], words.first[at], words.last[at]
-        seen_in = np.searchsorted(np.array([look.until for look in looks], np.int64), last, side="right").tolist()
+        words = self._words(path.tokens[None], path.frames[None], 0)
+        said = dict(zip(words.first.tolist(), zip(words.key.tolist(), words.last.tolist(), strict=True), strict=True))
+        seen_until = [look.until for look in looks]
         found = []
-        for look, *word in zip(seen_in, key.tolist(), first.tolist(), last.tolist(), strict=True):
-            share = self._known.get((*word,), np.nan)
-            if look < len(looks) and share != share:
-                share = _share(looks[look], *word)
+        for first in path.frames[[span.begin for span in spans]].tolist():
+            key, last = said[first]
+            look = bisect_right(seen_until, last)
+            odds = self._known.get((key, first, last))
+            if odds is None and look < len(looks):
+                odds = _log_odds(_share(looks[look], key, first, last))
                 if look < len(self._looks):
-                    self._known[(*word,)] = share
-            found.append(share)
-        shares = np.array(found)
-        return np.asarray(np.log((shares + 1 / MOST_ODDS) / (1 - np.minimum(shares, 1) + 1 / MOST_ODDS)))
+                    self._known[key, first, last] = odds
+            found.append(np.nan if odds is None else odds)
+        return np.array(found)
 
     def _look(self, decoder: Decoder, state: Any, begin: int, until: int) -> _Look:
         """Words whose last token is at an emission from `begin` on and before `until`."""
@@ -248,17 +260,24 @@ class Judge:
         return _Words(key, frames[row, column][first_of], np.maximum.reduceat(at, first_of), row[first_of])
 
 
-def acoustic_evidence(
-    log_probs: NDArray[np.float32], clarity: NDArray[np.float32], path: Path, spans: Sequence[Span], boundary: int
-) -> dict[str, Values]:
-    """What needs no other hypotheses and no other words.
+def _evidence(
+    log_probs: NDArray[np.float32],
+    clarity: NDArray[np.float32],
+    path: Path,
+    edges: Ids,
+    share: Values,
+    fading: Values,
+    boundary: int,
+) -> Values:
+    """The evidence for words, shape = (kinds of EVIDENCE, words).
 
-    log_probs: shape = (emissions, vocabulary); clarity: of each emission; boundary: token of a word's end.
+    log_probs: shape = (emissions, vocabulary); clarity: of each emission; edges: where the tokens of each word begin
+    and end in the path; share: log-odds; fading: what a word counts for others, by how far they are apart; boundary:
+    token of a word's end.
     """
     emissions, vocabulary = log_probs.shape
     frames, count = path.frames, len(path.tokens)
     tokens = np.where(path.tokens < vocabulary, path.tokens, boundary)
-    edges = np.array([edge for _, begin, end in spans for edge in (begin, end)])
     begin, end = edges[::2], edges[1::2]
     before, after = np.maximum(begin - 1, 0), np.minimum(end, count - 1)
     first, last = frames[begin], frames[end - 1]
@@ -277,29 +296,30 @@ def acoustic_evidence(
     total = np.zeros(emissions + 1)
     np.cumsum(aligned, out=total[1:])
     fused = path.fused
-    return {
-        "language": fused[after] - np.where(begin > 0, fused[before], 0.0),
-        "fit": (total[high] - total[low]) / (high - low),
-        "worst": np.minimum.reduceat(np.append(path.log_probs, 0.0), edges)[::2],
-        "clarity": np.minimum.reduceat(np.append(clarity, 0.0), around)[::2],
-        "haste": -(last + 1 - first) / (end - begin),
-        "long": np.maximum(end - begin - SHORT, 0).astype(np.float64),
-    }
+    language = fused[after] - np.where(begin > 0, fused[before], 0.0)
+    share_around, language_around = _around(np.stack([share, language]), fading)
+    return np.stack(
+        [
+            *(share, share_around, language, language_around),
+            (total[high] - total[low]) / (high - low),
+            np.minimum.reduceat(np.append(path.log_probs, 0.0), edges)[::2],
+            np.minimum.reduceat(np.append(clarity, 0.0), around)[::2],
+            -(last + 1 - first) / (end - begin),
+            np.maximum(end - begin - SHORT, 0).astype(np.float64),
+        ]
+    )
 
 
-def _around(values: Values) -> Values:
+def _around(values: Values, fading: Values) -> Values:
     """Mean over each word and those beside it, shape = (kinds, words); what is not known does not count."""
-    weights = _fading(values.shape[1])
-    known = np.isfinite(values)
-    total, count = np.where(known, values, 0.0) @ weights, known @ weights
+    padded = np.pad(values, ((0, 0), (REACH, REACH)), constant_values=np.nan)
+    total, count = np.zeros((2, *values.shape))
+    for apart in range(-REACH, REACH + 1):
+        beside = padded[:, REACH + apart : REACH + apart + values.shape[1]]
+        known = np.isfinite(beside)
+        total += fading[abs(apart)] * np.where(known, beside, 0.0)
+        count += fading[abs(apart)] * known
     return np.divide(total, count, out=np.full(values.shape, np.nan), where=count > 0)
-
-
-@lru_cache(maxsize=64)
-def _fading(words: int) -> Values:
-    """What each word counts for each other one, shape = (words, words)."""
-    apart = np.abs(np.subtract.outer(np.arange(words), np.arange(words)))
-    return np.where(apart <= REACH, FADING**apart, 0.0)
 
 
 def _share(look: _Look, key: int, first: int, last: int) -> float:
@@ -308,6 +328,10 @@ def _share(look: _Look, key: int, first: int, last: int) -> float:
     same = (words.key == np.uint64(key)) & (words.first <= last + 1) & (words.last >= first - 1)
     rows = np.flatnonzero(np.bincount(words.row[same]))  # unlike np.unique, this does not import numpy.ma
     return float(look.weights[rows].sum())
+
+
+def _log_odds(share: float) -> float:
+    return math.log((share + 1 / MOST_ODDS) / (1 - min(share, 1.0) + 1 / MOST_ODDS))
 
 
 def _before(values: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr import compiled
+from asr.decoding import Path
 from asr.decoding.fusion import Scorer, WordScorer
 from asr.decoding.hotwords import HotwordScorer
 from asr.decoding.state import ENTRY, HYPOTHESIS, RANKED, BeamState, Hypotheses, Ranked, Trace
@@ -93,6 +94,23 @@ def words(tokens: Ids, frames: Ids, begins: NDArray[np.bool_], boundary: int, si
         return None
     rows = np.ascontiguousarray(tokens), np.ascontiguousarray(frames)
     return np.frombuffer(_kernel.words(*rows, tokens.shape[1], begins, boundary, since), np.int64).reshape(-1, 4)
+
+
+def evidence(
+    log_probs: NDArray[np.float32],
+    clarity: NDArray[np.float32],
+    path: Path,
+    edges: Ids,
+    share: NDArray[np.float64],
+    fading: NDArray[np.float64],
+    boundary: int,
+) -> NDArray[np.float64] | None:
+    """As confidence._evidence; None where the kernel was not built or is switched off."""
+    if not (_kernel and compiled.wanted()):
+        return None
+    arrays = log_probs, clarity, path.tokens, path.frames, path.log_probs, path.fused, edges, share, fading
+    found = _kernel.evidence(boundary, *map(np.ascontiguousarray, arrays))
+    return np.frombuffer(found).reshape(-1, len(share))
 
 
 def kernel(scorer: Scorer | None, limits: tuple[int, float, int, float, int, int]) -> Kernel | None:

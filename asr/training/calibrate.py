@@ -106,8 +106,7 @@ class _Witness(Judge):
         final: bool,
         spans: Sequence[Span],
     ) -> list[float]:
-        evidence = self.evidence(decoder, state, log_probs, path, final, spans)
-        self.seen = np.stack([evidence[name] for name in EVIDENCE], axis=1)
+        self.seen = self.evidence(decoder, state, log_probs, path, final, spans).T
         return [1.0] * len(self.seen)
 
 
@@ -315,7 +314,7 @@ def fit_confidence(heard: Sequence[Heard]) -> Calibration:
 def probabilities(calibration: Calibration, heard: Sequence[Heard]) -> Values:
     """Of all words, as a calibration has them."""
     x = np.concatenate([h.evidence for h in heard])
-    return calibration.probabilities({name: x[:, i] for i, name in enumerate(EVIDENCE)})
+    return calibration.probabilities(x.T)
 
 
 def folds(heard: Sequence[Heard]) -> Iterator[tuple[list[Heard], list[Heard]]]:
