@@ -97,7 +97,7 @@ def _bad_frames(array: np.ndarray) -> np.ndarray:
 
 
 def _as_mono(array: np.ndarray) -> np.ndarray:
-    clipped = np.clip(array, -PEAK, PEAK).astype(np.float32, copy=False)
+    clipped = np.minimum(np.maximum(array, -PEAK), PEAK).astype(np.float32, copy=False)
     if array.ndim == 1:
         return clipped
     channels = array.shape[1]

@@ -238,12 +238,11 @@ class Segmenter:
 
     def _timed(self, spoken: list[_Spoken]) -> tuple[Word, ...]:
         """Words with times in the stream: in order, not before those already final, not after the end."""
-        first, last = (np.array([word[at] for word in spoken], np.float64) for at in (1, 2))
-        spans = self._times.spans(first * self._emission_seconds, last * self._emission_seconds)
+        first = [word.first * self._emission_seconds for word in spoken]
+        last = [word.last * self._emission_seconds for word in spoken]
+        spans = self._times.spans(first, last)
         origin = self._origin + self._begin * self._emission_seconds
-        starts, ends = (
-            np.minimum(np.maximum(times + origin, self._spoken_until), self.duration).tolist() for times in spans
-        )
+        starts, ends = ([min(max(at + origin, self._spoken_until), self.duration) for at in times] for times in spans)
         return tuple(
             Word(word.text, start, end, word.confidence) for word, start, end in zip(spoken, starts, ends, strict=True)
         )

@@ -105,7 +105,16 @@ def compare(searches: Sequence[BeamSearch], log_probs: NDArray[np.float32], cuts
     for one, other in [*zip(*alone, strict=True), *zip(*several, strict=True)]:
         assert one.score == other.score
         assert np.array_equal(one.tokens, other.tokens)
+        assert np.array_equal(one.frames, other.frames)
+        assert np.array_equal(one.log_probs, other.log_probs)
         assert np.array_equal(one.fused, other.fused)
+    pauses = [search.pause(state) for search, state in zip(searches, states, strict=True)]
+    assert pauses[0] == pauses[1]
+    for since in (0, len(log_probs) // 2, len(log_probs)):
+        one, other = (search.recent(state, since) for search, state in zip(searches, states, strict=True))
+        assert np.array_equal(one.tokens, other.tokens)
+        assert np.array_equal(one.frames, other.frames)
+        assert np.array_equal(one.weights, other.weights)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 8), configs, st.lists(st.integers(0, 8), max_size=4), st.booleans())

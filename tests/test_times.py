@@ -18,20 +18,20 @@ def test_times_never_run_backwards(
 ) -> None:
     steps = np.array(words).reshape(-1, 2)
     first = np.cumsum(steps.sum(axis=1)) - steps[:, 1]
-    starts, ends = WordTimes(start, onset, end, pause).spans(first, first + steps[:, 1])
+    starts, ends = map(np.array, WordTimes(start, onset, end, pause).spans(first, first + steps[:, 1]))
     assert starts.shape == ends.shape == (len(words),)
     assert (starts <= ends).all()
     assert (ends[:-1] <= starts[1:]).all()
 
 
 def test_a_word_ends_where_the_next_begins_unless_there_is_a_pause() -> None:
-    starts, ends = MEASURED.spans(np.array([1.0, 1.5, 3.0]), np.array([1.3, 2.0, 3.2]))
+    starts, ends = MEASURED.spans([1.0, 1.5, 3.0], [1.3, 2.0, 3.2])
     assert starts == pytest.approx([0.9, 1.35, 2.9])
     assert ends == pytest.approx([1.35, 2.05, 3.25])
 
 
 def test_without_measurement_a_token_is_late_by_the_delay_and_lasts_one_emission() -> None:
-    starts, ends = WordTimes.from_config({}, 0.05, 0.04).spans(np.array([1.0, 1.2]), np.array([1.1, 1.2]))
+    starts, ends = WordTimes.from_config({}, 0.05, 0.04).spans([1.0, 1.2], [1.1, 1.2])
     assert starts == pytest.approx([0.95, 1.15])
     assert ends == pytest.approx([1.09, 1.19])
 

@@ -785,41 +785,6 @@ end:
     return result;
 }
 
-static PyObject *follow(PyObject *module, PyObject *args) {
-    (void)module;
-    Py_buffer b[2] = {{0}};
-    long long since;
-    PyObject *entries = NULL, *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*L", &b[0], &b[1], &since))
-        return NULL;
-    const Entry *trace = b[0].buf;
-    const int64_t *heads = b[1].buf;
-    int64_t count = b[0].len / (Py_ssize_t)sizeof *trace, n = b[1].len / (Py_ssize_t)sizeof *heads, longest = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t length = 0;
-        for (int64_t e = heads[i]; e >= 0; e = trace[e].frame >= since ? trace[e].parent : PAST, length++)
-            if (e >= count || trace[e].parent >= e) {
-                PyErr_SetString(PyExc_IndexError, "an entry of the trace is missing");
-                goto end;
-            }
-        longest = length > longest ? length : longest;
-    }
-    entries = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * longest * (int64_t)sizeof(int64_t)));
-    if (!entries)
-        goto end;
-    int64_t *rows = (int64_t *)(void *)PyBytes_AS_STRING(entries);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t column = longest - 1, e = heads[i]; column >= 0; column--) {
-            rows[i * longest + column] = e;
-            e = e >= 0 && trace[e].frame >= since ? trace[e].parent : PAST;
-        }
-    result = Py_BuildValue("OL", entries, (long long)longest);
-end:
-    Py_XDECREF(entries);
-    release(b, 2);
-    return result;
-}
-
 static PyObject *score(PyObject *module, PyObject *args) {
     (void)module;
     Py_buffer b[SCORE_TABLES] = {{0}}, tables[NGRAM_TABLES] = {{0}};
@@ -952,29 +917,99 @@ end:
 
 static PyObject *path(PyObject *module, PyObject *args) {
     (void)module;
-    Py_buffer b[2] = {{0}};
-    long long last;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*Ly*", &b[0], &last, &b[1]))
-        return NULL;
-    const Entry *trace = b[0].buf;
-    int64_t count = b[0].len / (Py_ssize_t)sizeof *trace, length = b[1].len / (Py_ssize_t)sizeof *trace;
-    if (last >= count || !is_trace(trace, count)) {
-        PyErr_SetString(PyExc_IndexError, "an entry of the trace is missing");
+    enum { TOKEN, FRAME, LOG_PROB, FUSED_UP, COLUMNS };
+    Py_buffer b[3] = {{0}};
+    Tables tables = {0};
+    long long row;
+    PyObject *scorer, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*LO", &b[0], &b[1], &b[2], &row, &scorer) || !parse_scorer(scorer, &tables))
+        goto end;
+    const Entry *trace = b[0].buf, *committed = b[1].buf;
+    const Hypothesis *rows = b[2].buf;
+    int64_t count = b[0].len / (Py_ssize_t)sizeof *trace, settled = b[1].len / (Py_ssize_t)sizeof *committed;
+    int64_t length = settled, last = row < 0 || row >= b[2].len / (Py_ssize_t)sizeof *rows ? count : head(&rows[row]);
+    if (last < PAST || last >= count || !is_trace(trace, count) || !scorer_fits(&tables.scorer, rows[row].scorer)) {
+        PyErr_SetString(PyExc_IndexError, "an entry of the trace is missing, or the state belongs to another search");
         goto end;
     }
     for (int64_t e = last; e >= 0; e = trace[e].parent)
         length++;
-    result = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(length * (int64_t)sizeof *trace));
-    if (result) {
-        Entry *entries = (Entry *)(void *)PyByteArray_AS_STRING(result);
-        for (int64_t e = last; e >= 0; e = trace[e].parent)
-            entries[--length] = trace[e];
-        if (b[1].len)
-            memcpy(entries, b[1].buf, (size_t)b[1].len);
+    result = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(COLUMNS * length * (int64_t)sizeof(int64_t)));
+    if (!result)
+        goto end;
+    int64_t *tokens = (int64_t *)(void *)PyByteArray_AS_STRING(result), *frames = tokens + length;
+    double *log_probs = (double *)(tokens + LOG_PROB * length), *fused = (double *)(tokens + FUSED_UP * length);
+    for (int64_t i = length - 1, e = last; i >= 0; i--) {
+        const Entry *entry = e >= 0 ? &trace[e] : &committed[i];
+        tokens[i] = entry->token, frames[i] = entry->frame, log_probs[i] = entry->log_prob, fused[i] = entry->fused;
+        e = e >= 0 ? entry->parent : PAST;
+    }
+    if (length)
+        fused[length - 1] += final_score(&tables.scorer, rows[row].scorer);
+end:
+    release(b, 3);
+    release_tables(&tables);
+    return result;
+}
+
+static PyObject *oldest(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b = {0};
+    if (!PyArg_ParseTuple(args, "y*", &b))
+        return NULL;
+    const Hypothesis *rows = b.buf;
+    int64_t n = b.len / (Py_ssize_t)sizeof *rows, found = n ? head(&rows[0]) : PAST;
+    for (int64_t i = 1; i < n; i++)
+        found = head(&rows[i]) < found ? head(&rows[i]) : found;
+    PyBuffer_Release(&b);
+    return PyLong_FromLongLong(found);
+}
+
+static PyObject *recent(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer b[3] = {{0}};
+    long long since;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*L", &b[0], &b[1], &b[2], &since))
+        return NULL;
+    const Entry *trace = b[0].buf, *committed = b[1].buf;
+    const int64_t *heads = b[2].buf;
+    int64_t count = b[0].len / (Py_ssize_t)sizeof *trace, settled = b[1].len / (Py_ssize_t)sizeof *committed;
+    int64_t n = b[2].len / (Py_ssize_t)sizeof *heads, longest = 0, old = 0;
+    int whole_trace = is_trace(trace, count);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t length = 0;
+        if (!whole_trace || heads[i] >= count) {
+            PyErr_SetString(PyExc_IndexError, "an entry of the trace is missing");
+            goto end;
+        }
+        for (int64_t e = heads[i]; e >= 0; e = trace[e].frame >= since ? trace[e].parent : PAST)
+            length++;
+        longest = length > longest ? length : longest;
+    }
+    while (old < settled && committed[settled - 1 - old].frame >= since)
+        old++;
+    old += old < settled; /* the one before them */
+    int64_t width = old + longest, size = n * width;
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(2 * size * (int64_t)sizeof(int64_t)));
+    if (!result)
+        goto end;
+    int64_t *tokens = (int64_t *)(void *)PyBytes_AS_STRING(result), *frames = tokens + size;
+    memset(tokens, -1, (size_t)(2 * size) * sizeof *tokens);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t e = heads[i], from_past = 1;
+        for (int64_t at = (i + 1) * width - 1; e >= 0; at--) {
+            tokens[at] = trace[e].token, frames[at] = trace[e].frame;
+            from_past = trace[e].frame >= since;
+            e = from_past ? trace[e].parent : PAST;
+        }
+        for (int64_t j = 0; j < old && from_past; j++) {
+            tokens[i * width + j] = committed[settled - old + j].token;
+            frames[i * width + j] = committed[settled - old + j].frame;
+        }
     }
 end:
-    release(b, 2);
+    release(b, 3);
     return result;
 }
 
@@ -1194,12 +1229,15 @@ static PyMethodDef methods[] = {
      "What confidence._evidence gives, as bytes; edges: where the tokens of each word begin and end."},
     {"final", final, METH_VARARGS,
      "final(hypotheses, scorer)\n\nWhat Scorer.final gives for each, as bytes."},
-    {"follow", follow, METH_VARARGS,
-     "follow(trace, heads, since)\n\nWhat beam._follow gives, as bytes, and how many columns it has."},
     {"merged", merged, METH_VARARGS,
      "merged(hypotheses, ends, scorer, all)\n\nScores and rows as BeamSearch._merged gives them, as bytes; all, or the best."},
+    {"oldest", oldest, METH_VARARGS,
+     "oldest(hypotheses)\n\nThe first entry of the trace in which one of them ends, -1 for the past."},
     {"path", path, METH_VARARGS,
-     "path(trace, last, committed)\n\nWhat is committed, then the entries up to this last one, as bytes."},
+     "path(trace, committed, hypotheses, row, scorer)\n\n"
+     "Tokens of a hypothesis, their frames, log-probabilities and what the scorer has added, as bytes, 8 each."},
+    {"recent", recent, METH_VARARGS,
+     "recent(trace, committed, heads, since)\n\nTokens of each path from a frame on, then frames, as bytes; -1 in gaps."},
     {"score", score, METH_VARARGS,
      "score(ngrams, contexts, words)\n\nWhat NgramModel.score gives, as bytes."},
     {"step", step, METH_VARARGS,

@@ -163,7 +163,7 @@ class BeamSearch:
             hypotheses["fused"] += added
             hypotheses["scorer"][:, FIRST_OF_HOTWORDS] = 0
         if isinstance(self.scorer, HotwordScorer):
-            entries = self._follow(state.trace, heads(hypotheses))
+            entries = _follow(state.trace, heads(hypotheses))
             live = np.where(entries >= 0, np.append(state.trace["token"], 0)[entries], -1)
             words = hypotheses["scorer"][:, FIRST_OF_WORDS : self._fields.stop]
             added, scorer = self.scorer.take_up(state.committed["token"], live, words)
@@ -185,7 +185,7 @@ class BeamSearch:
         """State after the next emissions, natural-log probabilities of shape = (frames, tokens)."""
         scores = log_probs - self._prior
         if len(self._columns) > scores.shape[1]:
-            scores = scores[:, self._columns]
+            scores = scores.take(self._columns, axis=1)
         if self._kernel and self._kernel.takes(scores):
             return self._kernel.step(scores, state)
         for emission in scores:
@@ -200,10 +200,9 @@ class BeamSearch:
         Each has another text. Those that differ in nothing but a boundary after the last word are one, which has their
         probability together.
         """
-        last = heads(state.hypotheses)
         paths: dict[Hashable, Path] = {}
         for score, row in self._merged(state.hypotheses, n > 1).tolist():
-            path = self._path(state, row, int(last[row]), score)
+            path = self._path(state, row, score)
             if n == 1:
                 return [path]
             paths.setdefault(self._text(path), path)
@@ -227,21 +226,22 @@ class BeamSearch:
         np.logaddexp.at(found["score"], group, scores[ranked])
         return found[np.lexsort((found["row"], -found["score"]))]
 
-    def _path(self, state: BeamState, row: int, last: int, score: float) -> Path:
+    def _path(self, state: BeamState, row: int, score: float) -> Path:
         if self._kernel:
-            path = self._kernel.path(state.trace, last, state.committed)
+            tokens, frames, log_probs, fused = self._kernel.path(state, row)
         else:
-            entries = _follow(state.trace, np.array([last]), 0)[0]
+            hypothesis = state.hypotheses[row : row + 1]
+            entries = _follow(state.trace, heads(hypothesis))[0]
             path = np.concatenate([state.committed, state.trace[entries]])
-        prior = self._prior_of_tokens[path["token"]] if self.config.prior else 0.0
-        fused = path["fused"].copy()
-        if self.scorer and len(fused):
-            fused[-1] += self._final(state.hypotheses[row : row + 1])[0]
-        return Path(path["token"].copy(), path["frame"].copy(), path["log_prob"] + prior, score, fused)
+            tokens, frames, log_probs, fused = (path[of].copy() for of in ("token", "frame", "log_prob", "fused"))
+            if self.scorer and len(fused):
+                fused[-1] += self._final(hypothesis)[0]
+        prior = self._prior_of_tokens[tokens] if self.config.prior else 0.0
+        return Path(tokens, frames, log_probs + prior, score, fused)
 
     def pause(self, state: BeamState) -> int:
         """Frames since the last token, or the start, of the live hypothesis that has had none for longest."""
-        last = heads(state.hypotheses).min()
+        last = self._kernel.oldest(state.hypotheses) if self._kernel else int(heads(state.hypotheses).min())
         trace = state.trace if last >= 0 else state.committed
         return state.frame - 1 - int(trace["frame"][last]) if len(trace) else state.frame
 
@@ -250,8 +250,15 @@ class BeamSearch:
         scores = self._final_scores(state.hypotheses)
         likely = np.flatnonzero(scores >= scores.max() - LIKELY)
         weights = np.exp(scores[likely] - scores.max())
-        trace, last = state.trace, heads(state.hypotheses)[likely]
-        entries = self._follow(trace, last, since)
+        tokens, frames = self._since(state, heads(state.hypotheses)[likely], since)
+        return Recent(tokens, frames, weights / weights.sum())
+
+    def _since(self, state: BeamState, last: Ids, since: int) -> tuple[Ids, Ids]:
+        """Tokens and frames of the paths to these entries of the trace, shape = (n, longest), -1 in gaps."""
+        if self._kernel:
+            return self._kernel.recent(state, last, since)
+        trace = state.trace
+        entries = _follow(trace, last, since)
         settled = state.committed["frame"]
         old = np.arange(max(0, int(np.searchsorted(settled, since)) - 1), len(settled))
         oldest = entries[np.arange(len(last)), (entries >= 0).argmax(axis=1)] if entries.shape[1] else last
@@ -262,7 +269,7 @@ class BeamSearch:
             np.concatenate([np.append(state.committed[name], -1)[past], np.append(trace[name], -1)[entries]], axis=1)
             for name in ("token", "frame")
         )
-        return Recent(tokens, frames, weights / weights.sum())
+        return tokens, frames
 
     def _text(self, path: Path) -> Hashable:
         """What tells a path from others."""
@@ -274,7 +281,7 @@ class BeamSearch:
         """How many leading tokens all live hypotheses share; no later emission can change these."""
         if self._kernel:
             return len(state.committed) + self._kernel.stable(state.trace, state.hypotheses)
-        entries = self._follow(state.trace, heads(state.hypotheses))
+        entries = _follow(state.trace, heads(state.hypotheses))
         if entries.shape[1] == 0:
             return len(state.committed)
         lengths = (entries >= 0).sum(axis=1)
@@ -301,13 +308,6 @@ class BeamSearch:
     def _final_scores(self, hypotheses: Hypotheses) -> Scores:
         return np.logaddexp(hypotheses["blank"], hypotheses["label"]) + hypotheses["fused"] + self._final(hypotheses)
 
-    def _follow(self, trace: Trace, heads: Ids, since: int = 0) -> Ids:
-        """Trace entries of each path, oldest first, shape = (n, longest); -1 fills the front of shorter ones.
-
-        since: where a path is left after the first entry before this frame.
-        """
-        return self._kernel.follow(trace, heads, since) if self._kernel else _follow(trace, heads, since)
-
     def _settle(self, state: BeamState) -> BeamState:
         """Drops hypotheses that differ from the best one in a token older than the horizon.
 
@@ -316,12 +316,12 @@ class BeamSearch:
         """
         hypotheses, trace = state.hypotheses, state.trace
         best = int(np.argmax(self._final_scores(hypotheses)))
-        chain = _follow(trace, heads(hypotheses)[best : best + 1], 0)[0]
+        chain = _follow(trace, heads(hypotheses)[best : best + 1])[0]
         settled = chain[trace["frame"][chain] < state.frame - self.config.horizon]
         if len(settled) == 0:
             return state
         ends = np.concatenate([hypotheses["head_blank"], hypotheses["head_label"]])
-        chains = _follow(trace, ends, 0)
+        chains = _follow(trace, ends)
         lengths = (chains >= 0).sum(axis=1)
         first = chains.shape[1] - lengths  # column of the oldest entry of each path
         long_enough = np.flatnonzero(lengths >= len(settled))
@@ -434,8 +434,11 @@ def _extend_key(key: Keys, token: Ids) -> Keys:
     return z ^ (z >> np.uint64(31))
 
 
-def _follow(trace: Trace, heads: Ids, since: int) -> Ids:
-    """BeamSearch._follow without compiled code."""
+def _follow(trace: Trace, heads: Ids, since: int = 0) -> Ids:
+    """Trace entries of each path, oldest first, shape = (n, longest); -1 fills the front of shorter ones.
+
+    since: where a path is left after the first entry before this frame.
+    """
     columns = []
     while (heads >= 0).any():
         columns.append(heads)

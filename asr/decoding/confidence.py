@@ -205,20 +205,30 @@ class Judge:
         if final:
             seen = looks[-1].until if looks else 0
             looks = [*looks, self._look(decoder, state, seen, emissions + 1)]
-        words = self._words(path.tokens[None], path.frames[None], 0)
-        said = dict(zip(words.first.tolist(), zip(words.key.tolist(), words.last.tolist(), strict=True), strict=True))
         seen_until = [look.until for look in looks]
+        tokens, frames = path.tokens.tolist(), path.frames.tolist()
+        keys: dict[int, int] = {}  # of the path's words by their first emissions, where they are wanted
         found = []
-        for first in path.frames[[span.begin for span in spans]].tolist():
-            key, last = said[first]
+        for _, begin, end in spans:
+            first, last = frames[begin], frames[end - 1]
             look = bisect_right(seen_until, last)
-            odds = self._known.get((key, first, last))
-            if odds is None and look < len(looks):
-                odds = _log_odds(_share(looks[look], key, first, last))
+            if look == len(looks):
+                found.append(np.nan)
+                continue
+            said = (first, last, *tokens[begin : end + 1])
+            odds = self._known.get(said)
+            if odds is None:
+                keys = keys or self._keys(path)
+                odds = _log_odds(_share(looks[look], keys[first], first, last))
                 if look < len(self._looks):
-                    self._known[key, first, last] = odds
-            found.append(np.nan if odds is None else odds)
+                    self._known[said] = odds
+            found.append(odds)
         return np.array(found)
+
+    def _keys(self, path: Path) -> dict[int, int]:
+        """The key of each word by its first emission."""
+        words = self._words(path.tokens[None], path.frames[None], 0)
+        return dict(zip(words.first.tolist(), words.key.tolist(), strict=True))
 
     def _look(self, decoder: Decoder, state: Any, begin: int, until: int) -> _Look:
         """Words whose last token is at an emission from `begin` on and before `until`."""

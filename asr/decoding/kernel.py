@@ -1,7 +1,6 @@
 """The search in compiled code, where it could be built; its results are those of NumPy to the last bit."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +53,8 @@ class Kernel:
         committed = state.committed
         if settled:
             committed = np.concatenate([committed, np.frombuffer(settled, ENTRY)])
-        return replace(
-            state,
-            frame=state.frame + len(log_probs),
-            hypotheses=np.frombuffer(hypotheses, HYPOTHESIS),
-            trace=np.frombuffer(trace, ENTRY),
-            committed=committed,
-        )
+        frame = state.frame + len(log_probs)
+        return BeamState(frame, np.frombuffer(hypotheses, HYPOTHESIS), np.frombuffer(trace, ENTRY), committed)
 
     def final(self, hypotheses: Hypotheses) -> NDArray[np.float64]:
         """What the scorer adds if the text ends with each of these, shape = (n,)."""
@@ -70,19 +64,30 @@ class Kernel:
         """As BeamSearch._merged, only the best one unless `all` are wanted."""
         return np.frombuffer(_kernel.merged(np.ascontiguousarray(hypotheses), ends, self._scorer, all), RANKED)
 
-    def path(self, trace: Trace, last: int, committed: Trace) -> Trace:
-        """What is committed, then the entries up to the last one."""
-        return np.frombuffer(_kernel.path(trace, last, committed), ENTRY)
+    def path(self, state: BeamState, row: int) -> tuple[Ids, Ids, NDArray[np.float64], NDArray[np.float64]]:
+        """Tokens, frames, log-probabilities and what is fused of a hypothesis, as Path has them but for the prior."""
+        hypotheses = np.ascontiguousarray(state.hypotheses)
+        found = np.frombuffer(_kernel.path(state.trace, state.committed, hypotheses, row, self._scorer), np.int64)
+        tokens, frames, log_probs, fused = found.reshape(4, -1)
+        return tokens, frames, log_probs.view(np.float64), fused.view(np.float64)
+
+    def oldest(self, hypotheses: Hypotheses) -> int:
+        """The first entry of the trace in which one of these ends, -1 where one has none."""
+        found: int = _kernel.oldest(np.ascontiguousarray(hypotheses))
+        return found
+
+    def recent(self, state: BeamState, heads: Ids, since: int) -> tuple[Ids, Ids]:
+        """Tokens and frames as Recent has them, of the paths to these entries."""
+        found = np.frombuffer(
+            _kernel.recent(state.trace, state.committed, np.ascontiguousarray(heads), since), np.int64
+        )
+        tokens, frames = found.reshape(2, len(heads), -1)
+        return tokens, frames
 
     def stable(self, trace: Trace, hypotheses: Hypotheses) -> int:
         """How many tokens of the trace all of these begin with."""
         found: int = _kernel.stable(trace, np.ascontiguousarray(hypotheses))
         return found
-
-    def follow(self, trace: Trace, heads: NDArray[np.int64], since: int) -> NDArray[np.int64]:
-        """As beam._follow."""
-        entries, columns = _kernel.follow(trace, np.ascontiguousarray(heads), since)
-        return np.frombuffer(entries, np.int64).reshape(len(heads), columns)
 
 
 def words(tokens: Ids, frames: Ids, begins: NDArray[np.bool_], boundary: int, since: int) -> Ids | None:

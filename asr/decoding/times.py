@@ -1,17 +1,15 @@
 """When words begin and end, from the emissions of their tokens: a model emits a token late, and only once."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from asr.errors import ASRError
 
 Seconds = float
-Ids = NDArray[np.int64]
-Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,16 +46,19 @@ class WordTimes:
         """For a model's config.json."""
         return asdict(self)
 
-    def spans(self, first: Times, last: Times) -> tuple[Times, Times]:
-        """Starts and ends of words in their order, shape = (words,), from the times of their first and last tokens.
+    def spans(self, first: Iterable[Seconds], last: Iterable[Seconds]) -> tuple[list[Seconds], list[Seconds]]:
+        """Starts and ends of words in their order, from the times of their first and last tokens.
 
         They never run backwards: no word ends before it begins, and none begins before the one before it ends.
         """
-        if len(first) == 0:
-            return first, last
-        paused = first[1:] - last[:-1] > self.pause
-        starts = first - np.where(np.append(True, paused), self.onset, self.start)
-        starts = np.maximum.accumulate(starts)
-        own = np.maximum(last - self.end, starts)
-        following = np.append(starts[1:], np.inf)
-        return starts, np.where(np.append(paused, True), np.minimum(own, following), following)
+        starts: list[Seconds] = []
+        ends: list[Seconds] = []
+        start = emitted = -math.inf  # of the word before: where it begins, and its last token
+        for first_token, last_token in zip(first, last, strict=True):
+            paused = first_token - emitted > self.pause
+            own_end = max(emitted - self.end, start)
+            start = max(first_token - (self.onset if paused else self.start), start)
+            ends.append(min(own_end, start) if paused else start)
+            starts.append(start)
+            emitted = last_token
+        return starts, [*ends[1:], max(emitted - self.end, start)] if starts else []

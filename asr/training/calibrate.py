@@ -229,7 +229,7 @@ def boundary_errors(heard: Sequence[Heard], times: WordTimes) -> Values:
     """Seconds by which starts and ends of the words that are right are given too late, shape = (boundaries,)."""
     errors = [np.zeros(0)]
     for first, last, start, end in _segments(heard):
-        found = times.spans(first, last)
+        found = np.array(times.spans(first, last))
         errors += [found[0] - start, found[1] - end]
     together = np.concatenate(errors)
     return together[~np.isnan(together)]

@@ -138,7 +138,8 @@ def word_ends(model: Model, samples: Samples, reference: str) -> list[Seconds]:
     first = np.array([begin for begin, _ in bounds])
     last = np.array([max(start for start in starts if start < end) for _, end in bounds])
     times = WordTimes.from_config(config.times, config.delay_seconds, config.emission_seconds)
-    return times.spans(first * config.emission_seconds, last * config.emission_seconds)[1].tolist()
+    _, ends = times.spans((first * config.emission_seconds).tolist(), (last * config.emission_seconds).tolist())
+    return ends
 
 
 def _count(
