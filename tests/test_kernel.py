@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -248,8 +249,12 @@ def test_a_state_of_another_search_is_refused(part: str, field: str, value: int)
     state = search.step(emissions(1, 30, 5), search.start())
     table = getattr(state, part).copy()
     table[field][-1] = value
+    broken = replace(state, **{part: table})
     with pytest.raises(IndexError):
-        search.step(emissions(1, 10, 5), replace(state, **{part: table}))
+        search.step(emissions(1, 10, 5), broken)
+    for look in (search.best, search.pause, search.stable, lambda state: search.recent(state, 0)):
+        with suppress(IndexError):  # or it does not look there
+            look(broken)
 
 
 def same_scores(model: NgramModel) -> None:
