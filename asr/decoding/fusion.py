@@ -18,7 +18,7 @@ from asr.lexicon import Lexicon
 from asr.tokenizer import BOUNDARY
 
 MOST_HOMOPHONES = 8  # words that sound alike, the likeliest, that a search tells apart
-REMEMBERED = 4096  # sounds whose words are kept at hand
+REMEMBERED = 4096  # sounds whose words, and ends of texts whose last word, are kept at hand
 NO_CONTEXT = 0  # of an n-gram model
 
 
@@ -91,6 +91,7 @@ class WordScorer:
         self._letters = Letters([tokens[i] for i in self.columns])
         self._spelled = Spelled([tokens[i] for i in self.columns])
         self._said = lru_cache(maxsize=REMEMBERED)(self._look_up)
+        self._chosen = lru_cache(maxsize=REMEMBERED)(self._likeliest)
 
     def weighted(self, lm_weight: float) -> "WordScorer":
         """The same with another weight of the language model."""
@@ -152,7 +153,7 @@ class WordScorer:
         said = [self._said(text, self._ranked[tokens[end]] if end < last else 0) for text, _, end in spans]
         node, _, _ = said[-1]
         if spans[-1].end == last and self.tree.count[node] > 1:
-            word = self._likeliest(np.array([word for _, word, _ in said[:-1]], np.int64), node)
+            word = self._chosen(tuple(word for _, word, _ in said[:-1][1 - self._lm.order :]), node)
             said[-1] = node, word, self._lm.spelling(word)
         return [Span(text, begin, end) for (_, begin, end), (_, _, text) in zip(spans, said, strict=True)]
 
@@ -164,11 +165,11 @@ class WordScorer:
             return node, word, self._lexicon.text(sound)
         return node, word, self._lm.spelling(word)
 
-    def _likeliest(self, before: Ids, node: int) -> int:
-        """Of the words that a node completes, the one to follow those before it."""
+    def _likeliest(self, before: tuple[int, ...], node: int) -> int:
+        """Of the words that a node completes, the one to follow those before it; fewer than an order has are all."""
         context = np.array([self._lm.start if len(before) < self._lm.order - 1 else NO_CONTEXT])
-        for word in before[max(0, len(before) - self._lm.order + 1) :]:
-            context = self._lm.score(context, word[None])[1]
+        for word in before:
+            context = self._lm.score(context, np.array([word]))[1]
         rank = np.arange(min(self._ranks, self.tree.count[node]))
         words = self.tree.word(np.full(len(rank), node), rank)
         return int(words[self._lm.score(np.repeat(context, len(words)), words)[0].argmax()])
