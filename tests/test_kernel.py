@@ -18,12 +18,14 @@ from asr.compiled import SWITCH
 from asr.decoding import Path as DecodedPath
 from asr.decoding import kernel, lm
 from asr.decoding.beam import BeamConfig, BeamSearch, BeamState
-from asr.decoding.confidence import FADED, Judge, _evidence
+from asr.decoding.confidence import EVIDENCE, FADED, Calibration, Judge, _evidence
 from asr.decoding.kneser_ney import Corpus, build_corpus, train
 from asr.decoding.lm import SPECIALS, NgramModel
+from asr.features import FeatureConfig
 from asr.lexicon import Lexicon
 from asr.recognizer import load
-from asr.runtime import LANGUAGE_MODEL_FILE
+from asr.runtime import LANGUAGE_MODEL_FILE, ModelConfig
+from asr.segmenter import EndpointRules, Segmenter
 from asr.tokenizer import BOUNDARY
 from asr.training.manifest import Utterance
 from asr.training.tune import record
@@ -35,6 +37,8 @@ PIECES = ["<blank>", f"{BOUNDARY}a", "b", f"{BOUNDARY}ba", BOUNDARY, "ab", "c"]
 LEXICON = Lexicon([("a", "a"), ("ab", "a"), ("b", "b"), ("ba", "ab"), ("bab", "ab"), ("bb", "bb"), ("oh", "cb")])
 LM = train(build_corpus(["a ab b a", "ba ab a", "b b ab", "ab bab a", "b a"], 4), order=3)
 PHRASES = {"a": 2.0, "ab b": 5.0, "ba": None}
+KINDS = len(EVIDENCE)
+CALIBRATION = Calibration(0.0, EVIDENCE, (0.0,) * KINDS, (1.0,) * KINDS, (0.5,) * KINDS)
 configs = st.builds(
     BeamConfig,
     beam=st.sampled_from([1, 2, 7, 40, 10**5]),
@@ -172,6 +176,37 @@ def test_with_hotwords_alone_that_change(seed: int, config: BeamConfig, ties: bo
     states = [search.step(log_probs[:half], search.start()) for search in searches]
     states = [new.adopt(state, old) for new, old, state in zip(listed, searches, states, strict=True)]
     assert_same(*[new.step(log_probs[half:], state) for new, state in zip(listed, states, strict=True)])
+
+
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 6), min_size=1, max_size=25),
+    st.sampled_from([(CHARACTERS, None), (PIECES, None), (CHARACTERS, LEXICON)]),
+    st.booleans(),
+)
+@settings(max_examples=30)
+def test_hypotheses_with_their_confidence_are_those_of_numpy(
+    seed: int, cuts: list[int], units: tuple[list[str], Lexicon | None], hot: bool
+) -> None:
+    tokens, lexicon = units
+    log_probs = emissions(seed, sum(cuts), len(tokens))
+    config = ModelConfig("x", "1", "characters", FeatureConfig(), {"kind": "streaming"})
+    config = replace(config, confidence={"beam": CALIBRATION.to_config()})
+
+    def heard() -> list[object]:
+        search = BeamSearch.with_language_model(LM, tokens, BeamConfig(beam=20), lexicon)
+        if hot:
+            search = search.with_hotwords(search.hotwords(PHRASES, lambda phrase: [[1, 2]]))
+        segmenter = Segmenter(config, tokens, search, EndpointRules(max_seconds=3.0, cut_seconds=1.5))
+        found: list[object] = []
+        for begin, end in itertools.pairwise(itertools.accumulate(cuts, initial=0)):
+            found += [segmenter.step(log_probs[begin:end]), segmenter.partial()]
+        return [*found, segmenter.flush()]
+
+    usual = heard()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "1")
+        assert heard() == usual
 
 
 @given(st.integers(0, 10**6), st.integers(0, 6), st.integers(0, 12), st.integers(-1, 40))
